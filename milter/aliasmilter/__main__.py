@@ -1,0 +1,5 @@
+"""`python -m aliasmilter` is `alias-milter`."""
+
+from aliasmilter.cli import main
+
+main()

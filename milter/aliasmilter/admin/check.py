@@ -1,0 +1,192 @@
+"""`alias-milter check`: the configuration, the files it names, and every rule in Redis.
+
+The rules are decided by the same code that decides them for the MTA; what it says of each is
+what senders would get.
+"""
+
+import stat
+from collections.abc import Iterator
+from datetime import UTC, date, datetime
+from pathlib import Path
+
+import click
+
+from aliasmilter import config as configuration
+from aliasmilter.admin.report import Finding, Severity, error, warning
+from aliasmilter.config import Config, ConfigError
+from aliasmilter.forwarding.outbound import Keyring, load_keyring
+from aliasmilter.mail.address import Address, AddressError, local_key, parse_domain
+from aliasmilter.mail.replies import Reason
+from aliasmilter.routing.lookup import Unavailable
+from aliasmilter.routing.plan import handling_of
+from aliasmilter.routing.resolver import resolve
+from aliasmilter.routing.rules import (
+    CATCH_ALL,
+    Action,
+    RuleError,
+    Settings,
+    parse_rule,
+    parse_settings,
+)
+from aliasmilter.store.schema import alias_key, domain_key
+from aliasmilter.store.snapshot import Snapshot, read
+
+SHORT_SECRET = 16
+_TIMEOUT = 10.0  # seconds for one reply while everything is read
+_MISTAKES = frozenset(
+    {
+        Reason.INVALID_RULE,
+        Reason.DANGLING,
+        Reason.CYCLE,
+        Reason.TOO_DEEP,
+        Reason.TOO_WIDE,
+    }
+)
+
+
+def run(path: Path) -> int:
+    """Check everything and print what was found; the exit status.
+
+    Raises:
+        ConfigError: the configuration itself cannot be used.
+    """
+    config = configuration.load(path)
+    findings = list(_secrets(config))
+    keyring = None
+    try:
+        keyring = load_keyring(config.arc)
+    except ConfigError as failure:
+        findings.append(error("[arc]", str(failure)))
+    try:
+        snapshot = read(config.store.url, max(config.store.timeout, _TIMEOUT))
+    except Unavailable as failure:
+        findings.append(error("[store] url", str(failure)))
+        snapshot = Snapshot()
+    findings += _Rules(config, keyring, snapshot, datetime.now(UTC).date()).findings()
+    for finding in findings:
+        finding.show()
+    errors = sum(finding.severity is Severity.ERROR for finding in findings)
+    rules = sum(len(rules) for rules in snapshot.rules.values())
+    click.echo(
+        f"{path}: {len(snapshot.settings)} domains, {rules} rules: "
+        f"{errors} errors, {len(findings) - errors} warnings"
+    )
+    return 1 if errors else 0
+
+
+def _secrets(config: Config) -> Iterator[Finding]:
+    """The SRS secrets: there, good, and nobody else's."""
+    file = config.srs.secrets_file
+    try:
+        secrets = configuration.load_secrets(file)
+    except ConfigError as failure:
+        yield error(str(file), str(failure))
+        return
+    if file.stat().st_mode & stat.S_IROTH:
+        yield warning(str(file), "everybody can read the SRS secrets: chmod o= it")
+    if len(secrets[0]) < SHORT_SECRET:
+        yield warning(str(file), f"the first secret is shorter than {SHORT_SECRET} characters")
+
+
+class _Rules:
+    """The findings about what stands in Redis."""
+
+    def __init__(
+        self, config: Config, keyring: Keyring | None, snapshot: Snapshot, today: date
+    ) -> None:
+        self._config = config
+        self._keyring = keyring
+        self._snapshot = snapshot
+        self._today = today
+
+    def findings(self) -> Iterator[Finding]:
+        for key, problem in self._snapshot.unreadable.items():
+            yield error(key, problem)
+        for domain, settings in sorted(self._snapshot.settings.items()):
+            yield from self._domain(domain, settings)
+        for domain, rules in sorted(self._snapshot.rules.items()):
+            if not self._snapshot.settings.get(domain):
+                problem = f"the domain is not managed: there is no {domain_key(domain)}"
+                yield error(alias_key(domain), problem)
+                continue
+            for local, raw in sorted(rules.items()):
+                yield from self._rule(domain, local, raw)
+
+    def _domain(self, domain: str, fields: dict[bytes, bytes]) -> Iterator[Finding]:
+        key = domain_key(domain)
+        yield from _name(domain, key)
+        if domain in self._config.mail.local_domains:
+            yield warning(key, "also in [mail] local_domains; the rules decide")
+        if key in self._snapshot.unreadable:
+            return
+        try:
+            settings = parse_settings(fields)
+        except RuleError as problem:
+            yield error(key, str(problem))
+            return
+        yield from self._settings(key, settings)
+
+    def _settings(self, key: str, settings: Settings) -> Iterator[Finding]:
+        if settings.alias_of and not self._is_ours(settings.alias_of):
+            yield error(f"{key} alias_of", f"{settings.alias_of} is not managed")
+        srs = settings.srs_domain
+        if srs and srs != self._config.srs.domain and srs not in self._snapshot.settings:
+            yield warning(
+                f"{key} srs_domain",
+                f"{srs} is not managed: forged return addresses there are left to the MTA",
+            )
+        choice = (settings.arc_domain, settings.arc_selector)
+        if self._keyring and any(choice) and self._keyring.choose(choice) is None:
+            yield error(f"{key} arc_domain, arc_selector", "there is no key for them: see keygen")
+        mailbox = settings.quarantine
+        if mailbox and not self._is_ours(mailbox.domain):
+            yield warning(f"{key} quarantine", f"{mailbox} is on another system")
+
+    def _rule(self, domain: str, local: str, raw: bytes) -> Iterator[Finding]:
+        where = f"{alias_key(domain)} {local}"
+        if local != local_key(local):
+            yield error(where, "never found: local parts are looked up in lower case")
+        try:
+            rule = parse_rule(raw)
+        except RuleError as problem:
+            yield error(where, str(problem))
+            return
+        if local == CATCH_ALL:
+            yield from self._catch_all(domain, where, rule.action, targets=bool(rule.targets))
+            return
+        decision = resolve(
+            Address(local, domain), self._snapshot.lookup, self._config.policy, self._today
+        )
+        if decision.reason in _MISTAKES:
+            yield error(where, f"{decision.reason}: {decision.problem}")
+        elif decision.reason is Reason.EXPIRED:
+            yield warning(where, f"expired on {rule.expires}" if rule.expires else "expired")
+        handling = handling_of(decision)
+        if handling and handling.leaves and not all(final.leaves for final in decision.finals):
+            yield warning(
+                where, "targets here and on other systems: all copies get the SRS sender"
+            )
+
+    def _catch_all(
+        self, domain: str, where: str, action: Action | None, *, targets: bool
+    ) -> Iterator[Finding]:
+        probe = Address("alias-milter-check", domain)
+        decision = resolve(probe, self._snapshot.lookup, self._config.policy, self._today)
+        if decision.reason in _MISTAKES:
+            yield error(where, f"{decision.reason}: {decision.problem}")
+        elif targets and action is None and decision.quarantined:
+            goes = "are held for it" if self._config.policy.hold else "go to the quarantine mailbox"
+            yield warning(where, f"a catch-all never reaches a real inbox: its hits {goes}")
+
+    def _is_ours(self, domain: str) -> bool:
+        return domain in self._snapshot.settings or domain in self._config.mail.local_domains
+
+
+def _name(domain: str, key: str) -> Iterator[Finding]:
+    try:
+        canonical = parse_domain(domain)
+    except AddressError as problem:
+        yield error(key, str(problem))
+        return
+    if canonical != domain:
+        yield error(key, f"never found: write it {domain_key(canonical)}")

@@ -1,0 +1,37 @@
+"""What a command found, and how it says so."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+import click
+
+
+class Severity(StrEnum):
+    """How bad a finding is: errors make a command exit with 1."""
+
+    ERROR = "error"
+    WARNING = "warning"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that is wrong: where (a key and field, a file) and what."""
+
+    severity: Severity
+    where: str
+    what: str
+
+    def show(self) -> None:
+        """Print it on one line."""
+        colour = "red" if self.severity is Severity.ERROR else "yellow"
+        click.echo(f"{click.style(self.severity, fg=colour)}: {self.where}: {self.what}")
+
+
+def error(where: str, what: str) -> Finding:
+    """A finding that keeps mail from being delivered."""
+    return Finding(Severity.ERROR, where, what)
+
+
+def warning(where: str, what: str) -> Finding:
+    """A finding that may not be what was meant."""
+    return Finding(Severity.WARNING, where, what)

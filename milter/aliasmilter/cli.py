@@ -1,0 +1,177 @@
+"""The commands.
+
+Exit status: 0; 1 when the answer is no; 2 for a mistake in usage or configuration.
+"""
+
+import ipaddress
+import sys
+from pathlib import Path
+
+import click
+
+from aliasmilter import __version__
+from aliasmilter.admin import arc as admin_arc
+from aliasmilter.admin import check as admin_check
+from aliasmilter.admin import keygen as admin_keygen
+from aliasmilter.admin import resolve as admin_resolve
+from aliasmilter.admin import srs as admin_srs
+from aliasmilter.admin.source import MessageFile
+from aliasmilter.config import DEFAULT_PATH, ConfigError
+from aliasmilter.forwarding.authentication import Client
+from aliasmilter.mail.address import Address, AddressError, parse_address, parse_domain
+from aliasmilter.mail.message import Message
+
+config_option = click.option(
+    "-c",
+    "--config",
+    "path",
+    type=click.Path(path_type=Path),
+    default=DEFAULT_PATH,
+    show_default=True,
+    help="The configuration file.",
+)
+
+
+class AddressType(click.ParamType[Address]):
+    """An e-mail address on the command line."""
+
+    name = "address"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Address:
+        """Parse it; a usage error (exit status 2) when it is none."""
+        try:
+            return parse_address(str(value))
+        except AddressError as error:
+            self.fail(f"{value}: {error}", param, ctx)
+
+
+class DomainType(click.ParamType[str]):
+    """A domain name on the command line; a selector has the same form (RFC 6376 3.1)."""
+
+    name = "domain"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> str:
+        """Bring it into its one form; a usage error (exit status 2) when it is none."""
+        try:
+            return parse_domain(str(value))
+        except AddressError as error:
+            self.fail(f"{value}: {error}", param, ctx)
+
+
+message_argument = click.argument("message", metavar="FILE", type=MessageFile())
+address_argument = click.argument("address", type=AddressType())
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="alias-milter")
+def commands() -> None:
+    """Aliases and forwarding for Postfix and Sendmail, with the rules in Redis."""
+
+
+@commands.command()
+@config_option
+def run(path: Path) -> None:
+    """Serve the MTA, in the foreground, until SIGTERM."""
+    from aliasmilter.mta import server  # noqa: PLC0415  # only this command needs libmilter
+
+    sys.exit(server.run(path))
+
+
+@commands.command()
+@config_option
+def check(path: Path) -> None:
+    """Check the configuration, its files, and every rule in Redis."""
+    sys.exit(admin_check.run(path))
+
+
+@commands.command()
+@config_option
+@address_argument
+def resolve(path: Path, address: Address) -> None:
+    """Say where ADDRESS goes and why, step by step."""
+    sys.exit(admin_resolve.run(path, address))
+
+
+@commands.group()
+def srs() -> None:
+    """Make and undo return addresses (Sender Rewriting Scheme)."""
+
+
+@srs.command()
+@config_option
+@address_argument
+def forward(path: Path, address: Address) -> None:
+    """Print the SRS sender that mail from ADDRESS is forwarded with."""
+    sys.exit(admin_srs.forward(path, address))
+
+
+@srs.command()
+@config_option
+@address_argument
+def reverse(path: Path, address: Address) -> None:
+    """Print the address that the SRS ADDRESS was made of."""
+    sys.exit(admin_srs.reverse(path, address))
+
+
+@commands.group()
+def arc() -> None:
+    """Verify and seal messages (ARC, RFC 8617)."""
+
+
+@arc.command()
+@config_option
+@message_argument
+def verify(path: Path, message: Message) -> None:
+    """Say of each ARC set in FILE (- for standard input) whether it holds, and why."""
+    sys.exit(admin_arc.verify(path, message))
+
+
+@arc.command()
+@config_option
+@message_argument
+def seal(path: Path, message: Message) -> None:
+    """Print the message in FILE (- for standard input) with an ARC set of ours on top."""
+    sys.exit(admin_arc.seal(path, message))
+
+
+@commands.command()
+@config_option
+@click.option("--ip", required=True, help="IP address of the client.")
+@click.option("--helo", required=True, help="The name it gave in HELO.")
+@click.option("--from", "mail_from", required=True, help="MAIL FROM; '' for the null sender.")
+@message_argument
+def auth(path: Path, ip: str, helo: str, mail_from: str, message: Message) -> None:
+    """Say what SPF, DKIM, ARC and DMARC make of the message in FILE (- for standard input)."""
+    client = Client(_ip(ip), helo)
+    sender = mail_from.strip().removeprefix("<").removesuffix(">")
+    sys.exit(admin_arc.authenticate(path, message, client, sender))
+
+
+@commands.command()
+@config_option
+@click.argument("domain", type=DomainType())
+@click.argument("selector", type=DomainType())
+def keygen(path: Path, domain: str, selector: str) -> None:
+    """Make a key for ARC seals of DOMAIN and print the DNS record for SELECTOR."""
+    sys.exit(admin_keygen.run(path, domain, selector))
+
+
+def _ip(text: str) -> str:
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--ip") from None
+
+
+def main() -> None:
+    """The entry point of `alias-milter`."""
+    try:
+        commands()
+    except ConfigError as error:
+        for problem in error.problems:
+            click.echo(f"alias-milter: {problem}", err=True)
+        sys.exit(2)

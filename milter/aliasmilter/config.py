@@ -1,0 +1,309 @@
+"""The configuration file: TOML in, a frozen `Config` out, every mistake named.
+
+An unknown key, a wrong type or an impossible combination is an error that names file and key;
+all of them are reported at once. Nothing here has a default secret.
+"""
+
+import grp
+import re
+import socket
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from aliasmilter.mail.address import Address, AddressError, parse_address, parse_domain
+from aliasmilter.routing.decision import Policy
+from aliasmilter.routing.rules import RuleError, parse_delimiter
+
+DEFAULT_PATH = Path("/etc/alias-milter/alias-milter.toml")
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used.
+
+    Attributes:
+        problems: one line each, naming file and key.
+    """
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+def _domain(text: str) -> str:
+    try:
+        return parse_domain(text)
+    except AddressError as error:
+        raise ValueError(f"{text!r}: {error}") from None
+
+
+def _mailbox(text: str) -> str:
+    try:
+        return str(parse_address(text))
+    except AddressError as error:
+        raise ValueError(f"{text!r}: {error}") from None
+
+
+def _delimiter(text: str) -> str:
+    try:
+        return parse_delimiter(text)
+    except RuleError as error:
+        raise ValueError(str(error)) from None
+
+
+def _mode(text: str) -> str:
+    if not re.fullmatch(r"0?[0-7]{3}", text):
+        raise ValueError(f"{text!r} is no file mode such as 0660")
+    return text
+
+
+def _group(text: str) -> str:
+    if text:
+        try:
+            grp.getgrnam(text)
+        except KeyError:
+            raise ValueError(f"there is no group {text!r}") from None
+    return text
+
+
+def _host_port(text: str) -> str:
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65_536:
+        raise ValueError(f"{text!r} is not HOST:PORT")
+    return text
+
+
+def _nameserver(text: str) -> str:
+    host, _, port = text.rpartition(":") if text.count(":") == 1 else (text, "", "53")
+    if not re.fullmatch(r"[0-9a-fA-F.:]+", host) or not port.isdecimal():
+        raise ValueError(f"{text!r} is not an IP address or ADDRESS:PORT")
+    return text
+
+
+def _endpoint(text: str) -> str:
+    kind, _, rest = text.partition(":")
+    port, at, host = rest.partition("@")
+    inet = kind in ("inet", "inet6") and port.isdecimal() and 0 < int(port) < 65_536 and at and host
+    if not inet and not (kind == "unix" and rest):
+        raise ValueError(f"{text!r} is neither unix:PATH nor inet:PORT@ADDRESS")
+    return text
+
+
+def _optional_endpoint(text: str) -> str:
+    return _endpoint(text) if text else text
+
+
+def _store_url(text: str) -> str:
+    parts = urlsplit(text)
+    if parts.scheme not in ("redis", "rediss", "unix"):
+        raise ValueError("not a URL that begins with redis://, rediss:// or unix://")
+    if parts.scheme == "unix" and not parts.path:
+        raise ValueError("no path in it")
+    return text
+
+
+Domain = Annotated[str, AfterValidator(_domain)]
+Positive = Annotated[int, Field(gt=0)]
+Seconds = Annotated[float, Field(gt=0, le=3600)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class MilterSection(_Section):
+    """Where the MTA connects; `workers` 0 stands for one process per core."""
+
+    socket: Annotated[str, AfterValidator(_endpoint)] = "unix:/run/alias-milter/milter.sock"
+    socket_mode: Annotated[str, AfterValidator(_mode)] = "0660"
+    socket_group: Annotated[str, AfterValidator(_group)] = ""
+    workers: Annotated[int, Field(ge=0, le=256)] = 0
+
+
+class StoreSection(_Section):
+    """The Redis that holds the rules; `timeout` in seconds for a lookup, everything included."""
+
+    url: Annotated[str, AfterValidator(_store_url)] = "redis://127.0.0.1:6379/0"
+    timeout: Seconds = 1.0
+
+
+class MailSection(_Section):
+    """What this mail system is called and delivers itself."""
+
+    hostname: Domain = Field(default_factory=lambda: _domain(socket.getfqdn()))
+    local_domains: tuple[Domain, ...] = Field(default=(), strict=False)
+    delimiter: Annotated[str, AfterValidator(_delimiter)] = "+"
+    max_received: Positive = 50
+
+
+class ReinjectSection(_Section):
+    """A listener of the same MTA without this milter; `timeout` in seconds for each step."""
+
+    server: Annotated[str, AfterValidator(_host_port)] | None = None
+    timeout: Seconds = 30.0
+
+
+class SRSSection(_Section):
+    """Return addresses of mail that leaves."""
+
+    domain: Domain
+    secrets_file: Path = Field(strict=False)
+    # Two characters of base32 tell 1,024 days apart, one of them is tomorrow.
+    max_age_days: Annotated[int, Field(gt=0, le=1022)] = 21
+    hash_length: Annotated[int, Field(ge=4, le=20)] = 4
+
+
+class ARCSection(_Section):
+    """The key that seals mail that leaves."""
+
+    enabled: bool = True
+    domain: Domain | None = None
+    selector: Domain | None = None
+    key_file: Path | None = Field(default=None, strict=False)
+
+    @model_validator(mode="after")
+    def _complete(self) -> "ARCSection":
+        missing = [
+            name for name in ("domain", "selector", "key_file") if getattr(self, name) is None
+        ]
+        if self.enabled and missing:
+            raise ValueError(f"{', '.join(missing)} missing, or set enabled = false")
+        return self
+
+
+class AuthenticationSection(_Section):
+    """What is known of a message before it is sealed."""
+
+    mode: Literal["verify", "trust"] = "verify"
+    dmarc_fail: Literal["forward", "reject"] = "forward"
+    trusted_sealers: tuple[Domain, ...] = Field(default=(), strict=False)
+
+
+class DNSSection(_Section):
+    """Name servers; `timeout` in seconds for all the DNS work of one message."""
+
+    nameservers: tuple[Annotated[str, AfterValidator(_nameserver)], ...] = Field(
+        default=(), strict=False
+    )
+    timeout: Seconds = 5.0
+
+
+class QuarantineSection(_Section):
+    """Where catch-all hits go."""
+
+    action: Literal["mailbox", "hold"] = "mailbox"
+    mailbox: Annotated[str, AfterValidator(_mailbox)] | None = None
+
+    @property
+    def address(self) -> Address | None:
+        """The mailbox, parsed."""
+        return parse_address(self.mailbox) if self.mailbox else None
+
+
+class SocketmapSection(_Section):
+    """Lookup tables for the MTA; not served when `listen` is empty."""
+
+    listen: Annotated[str, AfterValidator(_optional_endpoint)] = ""
+
+
+class LogSection(_Section):
+    """How the log is written."""
+
+    format: Literal["text", "json"] = "text"
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class Config(_Section):
+    """The whole configuration; every path absolute."""
+
+    milter: MilterSection = MilterSection()
+    store: StoreSection = StoreSection()
+    mail: MailSection = Field(default_factory=MailSection)
+    reinject: ReinjectSection = ReinjectSection()
+    srs: SRSSection
+    arc: ARCSection = ARCSection(enabled=False)
+    authentication: AuthenticationSection = AuthenticationSection()
+    dns: DNSSection = DNSSection()
+    quarantine: QuarantineSection = QuarantineSection()
+    socketmap: SocketmapSection = SocketmapSection()
+    log: LogSection = LogSection()
+
+    @property
+    def policy(self) -> Policy:
+        """What the configuration says about routing."""
+        return Policy(
+            local_domains=frozenset(self.mail.local_domains),
+            delimiter=self.mail.delimiter,
+            quarantine=self.quarantine.address,
+            hold=self.quarantine.action == "hold",
+        )
+
+
+def load(path: Path) -> Config:
+    """Read the configuration file.
+
+    Raises:
+        ConfigError: names the file and each key that is wrong.
+    """
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: {error}") from None
+    try:
+        config = Config.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(*(_describe(path, dict(e)) for e in error.errors())) from None
+    return _with_absolute_paths(config, path.absolute().parent)
+
+
+def load_secrets(path: Path) -> list[str]:
+    """Read the SRS secrets, one a line, the newest first.
+
+    Raises:
+        ConfigError: names the file; never shows what is in it.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise ConfigError(f"[srs] secrets_file: {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"[srs] secrets_file: {path}: not UTF-8") from None
+    secrets = [line.strip() for line in lines if line.strip()]
+    if not secrets:
+        raise ConfigError(f"[srs] secrets_file: {path}: no secret in it")
+    return secrets
+
+
+def _describe(path: Path, error: Mapping[str, Any]) -> str:
+    section, *rest = (str(part) for part in error["loc"])
+    where = f"[{section}] {'.'.join(rest)}".rstrip()
+    if error["type"] == "extra_forbidden":
+        what = "no such key" if rest else "no such section"
+    elif error["type"] == "missing":
+        what = "missing"
+    else:
+        what = str(error["msg"]).removeprefix("Value error, ")
+    return f"{path}: {where}: {what}"
+
+
+def _with_absolute_paths(config: Config, folder: Path) -> Config:
+    milter, srs, arc, socketmap = config.milter, config.srs, config.arc, config.socketmap
+    milter = milter.model_copy(update={"socket": _absolute(milter.socket, folder)})
+    socketmap = socketmap.model_copy(update={"listen": _absolute(socketmap.listen, folder)})
+    srs = srs.model_copy(update={"secrets_file": folder / srs.secrets_file})
+    if arc.key_file:
+        arc = arc.model_copy(update={"key_file": folder / arc.key_file})
+    return config.model_copy(
+        update={"milter": milter, "srs": srs, "arc": arc, "socketmap": socketmap}
+    )
+
+
+def _absolute(endpoint: str, folder: Path) -> str:
+    kind, _, path = endpoint.partition(":")
+    return f"unix:{folder / path}" if kind == "unix" else endpoint

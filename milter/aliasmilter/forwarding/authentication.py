@@ -1,0 +1,82 @@
+"""Authentication of a message: SPF, DKIM, ARC and DMARC, with one deadline for all their DNS.
+
+evaluate()         mode = "verify": everything is checked here
+trusted_results()  mode = "trust": read from Authentication-Results of our authserv-id
+forged_results()   fields that claim our authserv-id and must go
+results_header()   results as the text of an Authentication-Results field
+is_refused()       whether DMARC wants the message rejected, and no trusted sealer vouches
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from aliasmilter.forwarding import chain, dkim, dmarc, spf
+from aliasmilter.forwarding.authserv import forged_results, trusted_results
+from aliasmilter.forwarding.dns import Lookup
+from aliasmilter.forwarding.results import Results, Verdict, results_header
+from aliasmilter.mail.message import Message
+
+__all__ = [
+    "Client",
+    "Limits",
+    "evaluate",
+    "forged_results",
+    "is_refused",
+    "results_header",
+    "trusted_results",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """Who delivered the message: IP address ("" when there is none) and HELO name."""
+
+    ip: str
+    helo: str
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much of what a sender wrote is looked at."""
+
+    signatures: int = 10
+
+
+DEFAULT_LIMITS = Limits()
+
+
+def evaluate(
+    message: Message,
+    client: Client,
+    mail_from: str,
+    lookup: Lookup,
+    *,
+    now: float,
+    limits: Limits = DEFAULT_LIMITS,
+) -> Results:
+    """Check everything. Never raises; trouble with DNS is TEMPERROR, within the lookup's deadline.
+
+    `mail_from` is the address without brackets, "" for the null sender; `now` is Unix time.
+    SPF comes after the signatures: its record, which names up to ten more, is what can use up the
+    deadline, and a signature says more about forwarded mail.
+    """
+    signatures = dkim.evaluate(message, lookup, now, limits.signatures)
+    arc = chain.evaluate(message, lookup)
+    sender = spf.evaluate(client.ip, client.helo, mail_from, lookup)
+    author = dmarc.evaluate(message, sender, signatures, lookup)
+    return Results(sender, signatures, arc, author, client.ip)
+
+
+def is_refused(results: Results, trusted_sealers: Collection[str]) -> bool:
+    """Whether the message fails DMARC under p=reject and no trusted sealer vouches for it.
+
+    A chain vouches when it passes and its newest seal is by a trusted domain: whoever seals last
+    could have put together any older sets (RFC 8617, 9).
+    """
+    found = results.dmarc
+    if found is None or found.verdict is not Verdict.FAIL or found.policy != "reject":
+        return False
+    arc = results.arc
+    if arc is None or arc.verdict is not Verdict.PASS or not arc.sealers:
+        return True
+    return arc.sealers[-1] not in {domain.lower() for domain in trusted_sealers}

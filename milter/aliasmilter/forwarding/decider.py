@@ -1,0 +1,68 @@
+"""Decides a recipient, return addresses that we made included.
+
+What the daemon does at RCPT and `alias-milter resolve` shows is this one function.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+from aliasmilter.forwarding.srs import Rewriter, SRSError, looks_like_srs
+from aliasmilter.mail.address import Address
+from aliasmilter.mail.replies import Reason
+from aliasmilter.routing.decision import Decision, Policy
+from aliasmilter.routing.lookup import Lookup
+from aliasmilter.routing.resolver import resolve
+
+
+@dataclass(frozen=True, slots=True)
+class Decider:
+    """Where recipients go.
+
+    Attributes:
+        lookup: the store's; raises Unavailable.
+        policy: what the configuration says about routing.
+        rewriter: makes and undoes SRS addresses.
+        srs_domain: the one domain that is ours even when no key in the store says so.
+        clock: seconds since the epoch.
+    """
+
+    lookup: Lookup
+    policy: Policy
+    rewriter: Rewriter
+    srs_domain: str
+    clock: Callable[[], float]
+
+    def decide(self, address: Address) -> Decision:
+        """The decision of the rules, or that of a return address.
+
+        Raises:
+            Unavailable: the store did not answer.
+        """
+        if not looks_like_srs(address):
+            return self._resolve(address)
+        try:
+            sender = self.rewriter.reverse(address)
+        except SRSError as error:
+            return self._unproven(address, error)
+        decision = self._resolve(sender, is_target=True)
+        if decision.reply is None and decision.reason is not Reason.DISCARDED:
+            decision = replace(decision, reason=Reason.SRS_REVERSED)
+        return replace(decision, address=address)
+
+    def _unproven(self, address: Address, error: SRSError) -> Decision:
+        """Forged when it should be ours; somebody else's SRS address is left alone.
+
+        Every managed domain counts as ours: what looks like SRS there and has no rule of its
+        own is no address, so that a forged one needs no list of SRS domains to be refused.
+        """
+        if error.reason is Reason.SRS_EXPIRED or address.domain == self.srs_domain:
+            return Decision(address, error.reason, problem=str(error))
+        decision = self._resolve(address)
+        if decision.reason in (Reason.UNKNOWN, Reason.CATCH_ALL):
+            return Decision(address, error.reason, problem=str(error))
+        return decision
+
+    def _resolve(self, address: Address, *, is_target: bool = False) -> Decision:
+        today = datetime.fromtimestamp(self.clock(), UTC).date()
+        return resolve(address, self.lookup, self.policy, today, is_target=is_target)

@@ -1,0 +1,269 @@
+"""Signatures as DKIM and ARC share them: tag lists, keys in DNS, verification.
+
+dkimpy reads tag lists; `cryptography` verifies. dkimpy's own verify() is not used here: it knows
+no temporary error, takes `l=` for good, needs PyNaCl for Ed25519, and its patterns take quadratic
+time on white space. The tests compare our verdicts with its.
+
+    UnusableError            the signature cannot be evaluated; carries verdict and reason
+"""
+
+import base64
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NoReturn
+
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
+from cryptography.hazmat.primitives.hashes import SHA256, Hash
+from cryptography.hazmat.primitives.serialization import load_der_public_key
+from dkim.util import InvalidTagValueList, parse_tag_value
+
+from aliasmilter.forwarding import canonical
+from aliasmilter.forwarding.dns import Lookup
+from aliasmilter.forwarding.names import to_a_label
+from aliasmilter.forwarding.results import Verdict
+from aliasmilter.mail.message import HeaderField, Message
+
+MAX_FIELD = 16_384
+MAX_RECORD = 8_192
+# RFC 8301, 3.2: signatures by keys of less than 1024 bits are not valid.
+MIN_RSA_BITS = 1024
+MAX_RSA_BITS = 8192
+PADDING = PKCS1v15()
+DIGEST = SHA256()
+ALGORITHMS = {b"rsa-sha256": b"rsa", b"ed25519-sha256": b"ed25519"}
+CANONICALIZATIONS = {b"simple": False, b"relaxed": True}
+
+PublicKey = RSAPublicKey | Ed25519PublicKey
+
+
+class UnusableError(Exception):
+    """A signature that gets its verdict without, or before, verification."""
+
+    def __init__(self, verdict: Verdict, reason: str) -> None:
+        super().__init__(reason)
+        self.verdict = verdict
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """A signature field taken apart: its tags, and what every signature must have."""
+
+    field: HeaderField
+    tags: dict[bytes, bytes]
+    domain: str
+    selector: str
+    algorithm: bytes
+    octets: bytes
+
+    @property
+    def prefix(self) -> str:
+        """The first eight characters of b=, which tell signatures apart (RFC 6008, 4)."""
+        return base64.b64encode(self.octets[:6]).decode("ascii")
+
+    def tag(self, name: bytes) -> bytes:
+        """The value of a tag, white space inside included; empty when it is absent."""
+        return self.tags.get(name, b"")
+
+
+def read_tags(value: bytes) -> dict[bytes, bytes]:
+    """The tags of a list (RFC 6376, 3.2). Raises UnusableError: too long, or malformed."""
+    if len(value) > MAX_FIELD:
+        raise UnusableError(Verdict.NEUTRAL, "field too long")
+    try:
+        return dict(parse_tag_value(value))
+    except InvalidTagValueList:
+        raise UnusableError(Verdict.NEUTRAL, "malformed tag list") from None
+
+
+def read_signature(field: HeaderField) -> Signature:
+    """Take a DKIM-Signature, ARC-Message-Signature or ARC-Seal apart.
+
+    Raises UnusableError when a tag that all three need is missing or malformed.
+    """
+    tags = read_tags(field.unfolded)
+    domain, selector = _name(tags, b"d"), _name(tags, b"s")
+    algorithm = tags.get(b"a", b"").lower()
+    if algorithm == b"rsa-sha1":
+        # RFC 8301, 3.1: rsa-sha1 has permanently failed evaluation.
+        raise UnusableError(Verdict.POLICY, "rsa-sha1 is not accepted")
+    if algorithm not in ALGORITHMS:
+        raise UnusableError(Verdict.NEUTRAL, "unknown algorithm")
+    return Signature(field, tags, domain, selector, algorithm, decode_base64(tags.get(b"b", b"")))
+
+
+def _name(tags: dict[bytes, bytes], tag: bytes) -> str:
+    # RFC 8616, 4: U-labels may stand here in internationalized mail.
+    name = to_a_label(tags.get(tag, b"").decode("utf-8", "replace"))
+    if name is None:
+        raise UnusableError(Verdict.NEUTRAL, f"malformed {tag.decode('ascii')}=")
+    return name
+
+
+def decode_base64(text: bytes) -> bytes:
+    """Base64 with white space in it (RFC 6376, 3.5). Raises UnusableError: empty or malformed."""
+    try:
+        octets = base64.b64decode(b"".join(text.split()), validate=True)
+    except ValueError:
+        octets = b""
+    if not octets:
+        raise UnusableError(Verdict.NEUTRAL, "malformed base64")
+    return octets
+
+
+def signed_names(signature: Signature) -> list[bytes]:
+    """The names in h=, lower case, in order (RFC 6376, 3.5)."""
+    return [name.strip().lower() for name in signature.tag(b"h").split(b":")]
+
+
+def select(message: Message, names: list[bytes]) -> list[HeaderField]:
+    """The fields that h= means; each further mention is the next one up (RFC 6376, 5.4.2)."""
+    taken: dict[bytes, int] = {}
+    chosen: list[HeaderField] = []
+    for name in names:
+        fields = message.by_name.get(name, ())
+        index = taken[name] = taken.get(name, 0) + 1
+        if index <= len(fields):
+            chosen.append(fields[-index])
+    return chosen
+
+
+def without_b(field: HeaderField) -> HeaderField:
+    """The field with the value of b= deleted, white space around it included (RFC 6376, 3.7)."""
+    parts = field.value.split(b";")
+    for index, part in enumerate(parts):
+        name, equals, _ = part.partition(b"=")
+        if equals and name.strip() == b"b":
+            parts[index] = name + equals
+            break
+    return HeaderField(field.name, b";".join(parts))
+
+
+def message_input(message: Message, signature: Signature, *, relaxed: bool) -> bytes:
+    """The bytes that a DKIM-Signature or an ARC-Message-Signature signs (RFC 6376, 3.7)."""
+    fields = select(message, signed_names(signature))
+    parts = [canonical.header(field, relaxed=relaxed) for field in fields]
+    parts.append(
+        canonical.header(without_b(signature.field), relaxed=relaxed).removesuffix(b"\r\n")
+    )
+    return b"".join(parts)
+
+
+def verify_message(
+    message: Message,
+    signature: Signature,
+    lookup: Lookup,
+    default_canonicalization: bytes = b"simple/simple",
+) -> None:
+    """Verify a DKIM-Signature or an ARC-Message-Signature: body hash, then signature.
+
+    Returns when it is good. Raises UnusableError, and UnavailableError when DNS gives no answer.
+    """
+    value = signature.tags.get(b"c", default_canonicalization)
+    relaxed_header, relaxed_body = _canonicalization(value)
+    names = signed_names(signature)
+    if b"from" not in names:
+        raise UnusableError(Verdict.PERMERROR, "From is not signed")
+    if message.count("from") > names.count(b"from"):
+        # RFC 6376, 8.15: a From field that was added above the signed one.
+        raise UnusableError(Verdict.FAIL, "a From field is not signed")
+    key = fetch_key(signature, lookup)
+    # `l=` (RFC 6376, 8.2) is not honoured: the hash must cover the whole body.
+    if canonical.body_hash(message, relaxed=relaxed_body) != decode_base64(signature.tag(b"bh")):
+        raise UnusableError(Verdict.FAIL, "body hash did not verify")
+    verify(key, signature, message_input(message, signature, relaxed=relaxed_header))
+
+
+def _canonicalization(value: bytes) -> tuple[bool, bool]:
+    """Whether header and body are relaxed; one word alone is for the header (RFC 6376, 3.5)."""
+    header, _, body = value.lower().partition(b"/")
+    try:
+        return CANONICALIZATIONS[header], CANONICALIZATIONS[body or b"simple"]
+    except KeyError:
+        raise UnusableError(Verdict.NEUTRAL, "unknown canonicalization") from None
+
+
+def verify(key: PublicKey, signature: Signature, data: bytes) -> None:
+    """Check a signature over bytes. Raises UnusableError when it is not good."""
+    try:
+        if isinstance(key, Ed25519PublicKey):
+            # RFC 8463, 3: what Ed25519 signs is the SHA-256 of the data.
+            digest = Hash(DIGEST)
+            digest.update(data)
+            key.verify(signature.octets, digest.finalize())
+        else:
+            key.verify(signature.octets, data, PADDING, DIGEST)
+    except InvalidSignature:
+        raise UnusableError(Verdict.FAIL, "signature did not verify") from None
+
+
+def fetch_key(signature: Signature, lookup: Lookup) -> PublicKey:
+    """The public key of a signature, out of DNS (RFC 6376, 3.6.2).
+
+    Raises UnusableError when there is none that fits, UnavailableError when DNS gives no answer.
+    """
+    records = lookup.txt(f"{signature.selector}._domainkey.{signature.domain}")
+    if not records:
+        raise UnusableError(Verdict.PERMERROR, "no key")
+    # 6.1.2: what happens with several key records is undefined. The first one counts.
+    key, flags = read_key(records[0])
+    if b"s" in flags and identity_domain(signature) != signature.domain:
+        raise UnusableError(Verdict.PERMERROR, "the key is not for subdomains")
+    if (ALGORITHMS[signature.algorithm] == b"rsa") != isinstance(key, RSAPublicKey):
+        raise UnusableError(Verdict.PERMERROR, "the key is for another algorithm")
+    return key
+
+
+def identity_domain(signature: Signature) -> str | None:
+    """The domain of i= as A-labels, None when it is malformed; d= when there is no identity.
+
+    In ARC i= is the instance, and holds no "@" (RFC 8617, 4.1.2).
+    """
+    _, at, domain = signature.tag(b"i").decode("utf-8", "replace").rpartition("@")
+    return to_a_label(domain) if at else signature.domain
+
+
+@lru_cache(maxsize=1024)
+def read_key(record: bytes) -> tuple[PublicKey, frozenset[bytes]]:
+    """Read a key record (RFC 6376, 3.6.1): the key and the flags of t=. Raises UnusableError."""
+    if len(record) > MAX_RECORD:
+        _bad_key("key record too long")
+    try:
+        tags = parse_tag_value(record)
+    except InvalidTagValueList:
+        _bad_key("malformed key record")
+    if tags.get(b"v", b"DKIM1") != b"DKIM1":
+        _bad_key("malformed key record")
+    if not _allows(tags, b"h", b"sha256") or not _allows(tags, b"s", b"email"):
+        _bad_key("the key is not for this use")
+    if not tags.get(b"p"):
+        _bad_key("key revoked" if b"p" in tags else "malformed key record")
+    key = _load_key(tags.get(b"k", b"rsa"), tags[b"p"])
+    return key, frozenset(flag.strip() for flag in tags.get(b"t", b"").split(b":"))
+
+
+def _allows(tags: dict[bytes, bytes], tag: bytes, wanted: bytes) -> bool:
+    values = {value.strip() for value in tags.get(tag, b"*").split(b":")}
+    return bool(values & {wanted, b"*"})
+
+
+def _load_key(kind: bytes, text: bytes) -> PublicKey:
+    try:
+        octets = base64.b64decode(b"".join(text.split()), validate=True)
+        if kind == b"ed25519":
+            return Ed25519PublicKey.from_public_bytes(octets)
+        key = load_der_public_key(octets) if kind == b"rsa" else None
+    except (ValueError, UnsupportedAlgorithm):
+        _bad_key("malformed key record")
+    if not isinstance(key, RSAPublicKey):
+        _bad_key("unknown kind of key")
+    if not MIN_RSA_BITS <= key.key_size <= MAX_RSA_BITS:
+        raise UnusableError(Verdict.POLICY, f"a key of {key.key_size} bits is not accepted")
+    return key
+
+
+def _bad_key(reason: str) -> NoReturn:
+    raise UnusableError(Verdict.PERMERROR, reason)

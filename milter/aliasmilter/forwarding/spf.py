@@ -1,0 +1,110 @@
+"""SPF (RFC 7208) by pyspf, with our resolver, our deadline and bounds on what a record may cost.
+
+For a null sender the identity is postmaster@HELO (RFC 7208, 2.4), which is also what DMARC means
+by the MAIL FROM identity then (RFC 9989, 4.4.2). With any other sender HELO is not looked at.
+"""
+
+from ipaddress import ip_address
+
+import spf as pyspf
+
+from aliasmilter.forwarding.dns import Lookup, UnavailableError
+from aliasmilter.forwarding.names import to_a_label
+from aliasmilter.forwarding.results import Identity, SpfResult, Verdict
+
+# RFC 7208, 3.4 wants records within 512 octets. pyspf's patterns take quadratic time on a term.
+MAX_RECORD = 4096
+MAX_TERM = 512
+
+
+def evaluate(ip: str, helo: str, mail_from: str, lookup: Lookup) -> SpfResult:
+    """The result for MAIL FROM, or for HELO when the sender is null. Never raises.
+
+    `mail_from` is the address without brackets, "" for the null sender.
+    """
+    identity = Identity.MAIL_FROM if mail_from else Identity.HELO
+    domain = to_a_label(mail_from.rpartition("@")[2] if mail_from else helo)
+    # RFC 7208, 4.3: no domain, or an address literal, gives "none".
+    if domain is None or "." not in domain:
+        return SpfResult(Verdict.NONE, "", identity, "no domain to check")
+    try:
+        client = str(ip_address(ip.removeprefix("IPv6:")))
+    except ValueError:
+        return SpfResult(Verdict.NONE, domain, identity, "no client address")
+    local = mail_from.rpartition("@")[0] or "postmaster"
+    verdict, reason = _check(_Query(client, f"{local}@{domain}", helo, lookup))
+    return SpfResult(verdict, domain, identity, reason)
+
+
+def _check(query: "_Query") -> tuple[Verdict, str]:
+    try:
+        result = query.check()[0]
+    except UnavailableError:
+        return Verdict.TEMPERROR, "DNS gave no answer"
+    except Exception as error:  # noqa: BLE001
+        # pyspf lets several errors of its own through for records that are broken enough
+        # (RFC 7208, 4.6: permerror); a sender's record must not become our exception.
+        return Verdict.PERMERROR, f"broken record ({type(error).__name__})"
+    reason = {"temperror": "DNS gave no answer", "permerror": "broken record"}.get(result, "")
+    return Verdict(result), reason
+
+
+class _Query(pyspf.query):  # type: ignore[misc]
+    """A check whose DNS goes through our Lookup. pyspf's own goes through a global resolver."""
+
+    def __init__(self, ip: str, sender: str, helo: str, lookup: Lookup) -> None:
+        super().__init__(i=ip, s=sender, h=helo, strict=True)
+        # pyspf splits at the first "@", which a quoted local part may hold.
+        self.l, _, self.d = sender.rpartition("@")
+        self.o = self.d
+        self._lookup = lookup
+
+    def dns(
+        self,
+        name: str,
+        qtype: str,
+        cnames: object = None,  # noqa: ARG002
+        ignore_void: bool = False,
+    ) -> list[object]:
+        """Records of one type; CNAMEs are followed by the resolver. Counts void lookups."""
+        found = self._records(str(name), qtype)
+        if not found and not ignore_void:
+            # RFC 7208, 4.6.4: more than two void lookups are a permerror.
+            self.void_lookups += 1
+            if self.void_lookups > pyspf.MAX_VOID_LOOKUPS:
+                raise pyspf.PermError("too many void lookups")
+        return found
+
+    def _records(self, name: str, qtype: str) -> list[object]:
+        if qtype == "TXT":
+            return [[record] for record in self._lookup.txt(name)]
+        if qtype == "MX":
+            return list(self._lookup.mx(name))
+        return list(self._lookup.text(name, qtype))
+
+    def validated_ptrs(self) -> list[str]:
+        """Names of the client that lead back to it; what DNS cannot tell is left out (5.5)."""
+        try:
+            names = self.dns_ptr(self.i)[: pyspf.MAX_PTR]
+        except UnavailableError:
+            return []
+        return [name for name in names if self._leads_back(name)]
+
+    def _leads_back(self, name: str) -> bool:
+        try:
+            return bool(self.cidrmatch(self.dns_a(name, self.A), self.cidrmax))
+        except UnavailableError:
+            return False
+
+    def dns_spf(self, domain: str) -> str | None:
+        """The SPF record of a domain, refused when it is too long to be read in good time."""
+        record: str | None = super().dns_spf(domain)
+        if record and (
+            len(record) > MAX_RECORD or any(len(term) > MAX_TERM for term in record.split(" "))
+        ):
+            raise pyspf.PermError("record too long")
+        return record
+
+    def get_explanation(self, spec: str) -> None:  # noqa: ARG002
+        """No exp= text (RFC 7208, 6.2): nobody sees it, and it would cost a query."""
+        return

@@ -1,0 +1,111 @@
+"""A message as a value: header fields, byte for byte, and a body.
+
+Rule 1: a value is exactly what stands after the colon, without the final line end. The leading
+space is kept and a fold is LF followed by white space, as a milter gets it with P_HDR_LEADSPC.
+Rule 2: the body has CRLF line ends, as it goes over SMTP.
+Rule 3: nothing here refuses a message; whatever a sender can write can be held.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+_LINE_END = re.compile(rb"\r?\n")
+# RFC 5322, 2.2: printable US-ASCII except the colon; white space before the colon is obsolete
+# syntax (4.5.8), but MTAs take it for a header field.
+_FIELD = re.compile(rb"([\x21-\x39\x3b-\x7e]+[ \t]*):")
+
+
+@dataclass(frozen=True, slots=True)
+class HeaderField:
+    """One header field: its name and the bytes after the colon, without the final line end."""
+
+    name: bytes
+    value: bytes
+
+    @property
+    def key(self) -> bytes:
+        """The name for comparing: lower case, without white space at its end."""
+        return self.name.rstrip().lower()
+
+    @property
+    def unfolded(self) -> bytes:
+        """The value on one line (RFC 5322, 2.2.3), leading space included."""
+        return self.value.replace(b"\r\n", b"").replace(b"\n", b"")
+
+    def as_bytes(self) -> bytes:
+        """The field as it is sent: folds and end are CRLF."""
+        value = self.value
+        if b"\n" in value:
+            value = _LINE_END.sub(b"\r\n", value)
+        return b"%b:%b\r\n" % (self.name, value)
+
+
+@dataclass(frozen=True)
+class Message:
+    """A message: header fields from the top down, and a body with CRLF line ends."""
+
+    headers: tuple[HeaderField, ...]
+    body: bytes = b""
+
+    @classmethod
+    def parse(cls, data: bytes) -> "Message":
+        """Read an RFC 5322 message, with LF or CRLF line ends. Never fails.
+
+        A line that is no header field ends the header, as MTAs do it; a leading mbox "From " line
+        is left out.
+        """
+        header, body = _split(data)
+        return cls(tuple(header), _LINE_END.sub(b"\r\n", body))
+
+    @cached_property
+    def by_name(self) -> Mapping[bytes, tuple[HeaderField, ...]]:
+        """The fields of each name (lower case), from the top down."""
+        found: dict[bytes, list[HeaderField]] = {}
+        for field in self.headers:
+            found.setdefault(field.key, []).append(field)
+        return {name: tuple(fields) for name, fields in found.items()}
+
+    @cached_property
+    def digests(self) -> dict[str, bytes]:
+        """Body hashes made so far, by canonicalization: a large body is hashed only once."""
+        return {}
+
+    def fields(self, name: str) -> tuple[HeaderField, ...]:
+        """All fields of that name, whatever its case, from the top down."""
+        return self.by_name.get(name.lower().encode("latin-1", "replace"), ())
+
+    def count(self, name: str) -> int:
+        """How many fields of that name there are."""
+        return len(self.fields(name))
+
+    def with_fields_on_top(self, fields: Iterable[HeaderField]) -> "Message":
+        """The message with more fields above the others; the first given stands topmost."""
+        made = Message((*fields, *self.headers), self.body)
+        made.digests.update(self.digests)
+        return made
+
+    def as_bytes(self) -> bytes:
+        """The message with CRLF line ends, as it goes over SMTP (without dot-stuffing)."""
+        return b"".join([*(field.as_bytes() for field in self.headers), b"\r\n", self.body])
+
+
+def _split(data: bytes) -> tuple[list[HeaderField], bytes]:
+    fields: list[HeaderField] = []
+    position = 0
+    while position < len(data):
+        end = data.find(b"\n", position)
+        line_end = len(data) if end < 0 else end + 1
+        line = data[position:line_end].rstrip(b"\r\n")
+        if not line:
+            return fields, data[line_end:]
+        if line[:1] in b" \t" and fields:
+            last = fields[-1]
+            fields[-1] = HeaderField(last.name, last.value + b"\n" + line)
+        elif match := _FIELD.match(line):
+            fields.append(HeaderField(match[1], line[match.end() :]))
+        elif position or not line.startswith(b"From "):
+            return fields, data[position:]
+        position = line_end
+    return fields, b""

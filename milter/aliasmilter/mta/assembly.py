@@ -1,0 +1,77 @@
+"""Putting the parts together that a configuration asks for."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from aliasmilter import config as configuration
+from aliasmilter import log
+from aliasmilter.config import Config
+from aliasmilter.forwarding.decider import Decider
+from aliasmilter.forwarding.outbound import Keyring, load_keyring, make_outbound
+from aliasmilter.forwarding.srs import make_rewriter
+from aliasmilter.forwarding.trace import Tracer
+from aliasmilter.mta.reinject import Reinjector
+from aliasmilter.mta.service import Service
+from aliasmilter.store.redis import AliasStore
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """The configuration and the files it names, read and found good."""
+
+    config: Config
+    secrets: tuple[str, ...]
+    keyring: Keyring | None
+
+
+def load(path: Path) -> Loaded:
+    """Read all that a worker needs from files.
+
+    Raises:
+        ConfigError: names file and key.
+    """
+    config = configuration.load(path)
+    secrets = configuration.load_secrets(config.srs.secrets_file)
+    return Loaded(config, tuple(secrets), load_keyring(config.arc))
+
+
+def make_decider(
+    loaded: Loaded, store: AliasStore, clock: Callable[[], float] = time.time
+) -> Decider:
+    """What decides addresses."""
+    config = loaded.config
+    rewriter = make_rewriter(config.srs, loaded.secrets, clock)
+    return Decider(store.lookup, config.policy, rewriter, config.srs.domain, clock)
+
+
+def make_service(
+    loaded: Loaded, store: AliasStore, clock: Callable[[], float] = time.time
+) -> Service:
+    """What the sessions of a process share."""
+    config = loaded.config
+    outbound = make_outbound(config, loaded.keyring, clock)
+    return Service(
+        hostname=config.mail.hostname,
+        decider=make_decider(loaded, store, clock),
+        tracer=Tracer(loaded.secrets),
+        srs_domain=config.srs.domain,
+        max_received=config.mail.max_received,
+        logger=log.get(),
+        outbound=outbound if outbound.is_wanted else None,
+        reinjector=make_reinjector(config, store),
+    )
+
+
+def make_reinjector(config: Config, store: AliasStore) -> Reinjector | None:
+    """None where the configuration names no listener: then one handling a message."""
+    if not config.reinject.server:
+        return None
+    return Reinjector(
+        config.reinject.server,
+        config.mail.hostname,
+        config.reinject.timeout,
+        store.known,
+        store.remember,
+    )

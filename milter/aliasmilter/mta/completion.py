@@ -1,0 +1,234 @@
+"""The final dot: what becomes of a message whose recipients have been decided."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from email.utils import formatdate
+
+from aliasmilter import log
+from aliasmilter.forwarding import authentication
+from aliasmilter.forwarding.arc import Sealed
+from aliasmilter.forwarding.authserv import NAME as RESULTS_HEADER
+from aliasmilter.forwarding.authserv import forged_results
+from aliasmilter.forwarding.results import Results
+from aliasmilter.forwarding.srs import CannotRewrite
+from aliasmilter.forwarding.trace import HEADER as TRACE_HEADER
+from aliasmilter.mail.message import HeaderField, Message
+from aliasmilter.mail.replies import REPLIES, Reason
+from aliasmilter.mta import quarantine
+from aliasmilter.mta.reinject import Copy, ReinjectError, Reinjector, identity_of
+from aliasmilter.mta.service import Service
+from aliasmilter.mta.transaction import (
+    Connection,
+    Edits,
+    Transaction,
+    Verdict,
+    describe,
+)
+from aliasmilter.routing.plan import (
+    Envelope,
+    Handling,
+    Recipient,
+    merge,
+    partition,
+    recipient_edits,
+)
+
+
+@dataclass(slots=True)
+class Completion:
+    """Completes one transaction: examine, submit copies, then say what the MTA is to change."""
+
+    service: Service
+    connection: Connection
+    mail: Transaction
+    queue_id: str
+
+    def verdict(self) -> Verdict:
+        """The answer to the end of the message."""
+        message = self.mail.message
+        loop = self._loop(message)
+        if loop:
+            return self._refused(loop)
+        split = self.service.reinjector is not None
+        envelopes = (partition if split else merge)(self.mail.recipients)
+        if not envelopes:
+            self._log("discarded")
+            return Verdict(discard=True)
+        leaving = any(envelope.handling.leaves for envelope in envelopes)
+        results = self._examine(message) if leaving else None
+        outbound = self.service.outbound
+        refusal = outbound.refusal(results) if outbound and results else None
+        if refusal:
+            return self._refused(refusal)
+        return self._carry_out(envelopes, message, results)
+
+    def _carry_out(
+        self, envelopes: Sequence[Envelope], message: Message, results: Results | None
+    ) -> Verdict:
+        own, *others = envelopes
+        if others and self.service.reinjector:
+            try:
+                self._submit(self.service.reinjector, others, message, results)
+            except ReinjectError as error:
+                self.mail.notes["problem"] = f"[reinject] server: {error}"
+                return self._refused(Reason.REINJECT_FAILED)
+        edits = Edits(
+            recipients=recipient_edits(own, self.mail.recipients),
+            sender=self._srs_sender(own.handling),
+            remove=self._forged(message),
+            headers=tuple(self._headers(own, message, results)),
+            quarantine=quarantine.hold_reason(self.mail.recipients) if own.handling.held else "",
+        )
+        self._log("held" if edits.quarantine else "accepted")
+        return Verdict(edits=edits)
+
+    def _loop(self, message: Message) -> Reason | None:
+        if message.count("received") > self.service.max_received:  # RFC 5321 section 6.3
+            return Reason.TOO_MANY_HOPS
+        traces = [field.value for field in message.fields(TRACE_HEADER)]
+        if self.service.tracer.passed(traces, _rewritten(self.mail.recipients)):
+            return Reason.LOOP
+        return None
+
+    def _examine(self, message: Message) -> Results | None:
+        outbound, client = self.service.outbound, self.connection.client
+        if outbound is None:
+            return None
+        if self.mail.login or client.ip is None or client.is_local_submission:
+            # Our own user's: no host of the sender's domain has handed it to us.
+            return Results()
+        sender = str(self.mail.sender) if self.mail.sender else ""
+        results = outbound.examine(
+            message, authentication.Client(client.ip, self.connection.helo), sender
+        )
+        self.mail.notes.update(results.summary)
+        return results
+
+    def _submit(
+        self,
+        reinjector: Reinjector,
+        envelopes: Sequence[Envelope],
+        message: Message,
+        results: Results | None,
+    ) -> None:
+        """Submit the envelopes that cannot go on in the MTA's own transaction."""
+        identity = identity_of(self.mail.sender_argument, message)
+        notes = []
+        for envelope in envelopes:
+            queue_id = reinjector.submit(self._copy(envelope, message, results), identity)
+            names = " ".join(delivery.address.path for delivery in envelope.deliveries)
+            notes.append(f"{names} as {queue_id}" if queue_id else f"{names} by an earlier try")
+        self.mail.notes["reinjected"] = "; ".join(notes)
+
+    def _copy(self, envelope: Envelope, message: Message, results: Results | None) -> Copy:
+        """The message as one envelope's recipients get it."""
+        inserted = self._headers(envelope, message, results)
+        above = [HeaderField(name.encode(), value.encode()) for name, value in reversed(inserted)]
+        forged = {id(message.fields(name)[number - 1]) for name, number in self._forged(message)}
+        fields = [field for field in message.headers if id(field) not in forged]
+        return Copy(
+            sender=self._srs_sender(envelope.handling) or self.mail.sender_argument,
+            mail_parameters=self.mail.parameters,
+            recipients={d.address.path: d.recipient.parameters for d in envelope.deliveries},
+            content=Message((*above, self._received(), *fields), message.body).as_bytes(),
+        )
+
+    def _received(self) -> HeaderField:
+        """How the message came here (RFC 5321 section 4.4): its own such field is the MTA's."""
+        client = self.connection.client
+        value = (
+            f" from {self.connection.helo or 'unknown'} ({client.name} [{client.ip}])"
+            f"\n\tby {self.service.hostname} (alias-milter) with ESMTP"
+            f" id {self.queue_id or log.NO_QUEUE};\n\t{formatdate(localtime=True)}"
+        )
+        return HeaderField(b"Received", quarantine.ascii_only(value).encode())
+
+    def _headers(
+        self, envelope: Envelope, message: Message, results: Results | None
+    ) -> list[tuple[str, str]]:
+        """What is inserted on top, one after the other."""
+        recipients = self._recipients(envelope)
+        rewritten = _rewritten(recipients)
+        headers = []
+        if rewritten:
+            headers.append((TRACE_HEADER, " " + self.service.tracer.stamp(rewritten)))
+        visible = (*message.fields("to"), *message.fields("cc"))
+        if envelope.handling.quarantined or self.service.reinjector is None:
+            notes = quarantine.notes(recipients, visible)
+            headers += [(quarantine.HEADER, " " + note) for note in notes]
+        if envelope.handling.leaves and results is not None:
+            headers += self._seal(message, headers, results, envelope.handling)
+        return headers
+
+    def _recipients(self, envelope: Envelope) -> list[Recipient]:
+        """All that led to somebody in the envelope, also those that came second."""
+        keys = {delivery.address.key for delivery in envelope.deliveries}
+        return [
+            recipient
+            for recipient in self.mail.recipients
+            if any(final.address.key in keys for final in recipient.decision.finals)
+        ]
+
+    def _seal(
+        self,
+        message: Message,
+        headers: Sequence[tuple[str, str]],
+        results: Results,
+        handling: Handling,
+    ) -> list[tuple[str, str]]:
+        """AAR, AMS and AS, in the order in which they are inserted."""
+        outbound = self.service.outbound
+        if outbound is None or outbound.keyring is None:
+            return []
+        above = [HeaderField(name.encode(), value.encode()) for name, value in reversed(headers)]
+        sealed = outbound.seal(
+            message.with_fields_on_top(above), results, handling.seal, self.connection.transport
+        )
+        if not isinstance(sealed, Sealed):
+            self.mail.notes["unsealed"] = sealed.value
+            return []
+        self.mail.notes["sealed"] = f"i={sealed.instance} cv={sealed.cv}"
+        return [(field.name.decode(), field.value.decode()) for field in sealed.fields]
+
+    def _forged(self, message: Message) -> tuple[tuple[str, int], ...]:
+        """Results that claim to be ours and cannot be: we had not spoken yet (RFC 8601 5)."""
+        outbound = self.service.outbound
+        if outbound is None or outbound.trust:
+            return ()
+        # From the highest index down: the indices shift.
+        return tuple((RESULTS_HEADER, n) for n in forged_results(message, outbound.authserv_id))
+
+    def _srs_sender(self, handling: Handling) -> str | None:
+        """None: the sender stays. The null reverse-path always does (RFC 5321 section 4.5.5)."""
+        if not handling.leaves or self.mail.sender is None:
+            return None
+        domain = handling.srs_domain or self.service.srs_domain
+        try:
+            sender = self.service.decider.rewriter.forward(self.mail.sender, domain)
+        except CannotRewrite as error:
+            self.mail.notes["sender_unchanged"] = str(error)
+            return None
+        if sender == self.mail.sender:
+            return None
+        self.mail.notes["srs_sender"] = sender.path
+        return sender.path
+
+    def _refused(self, reason: Reason) -> Verdict:
+        self._log("refused", reason=reason.value, reply=str(REPLIES[reason]))
+        return Verdict(REPLIES[reason])
+
+    def _log(self, what: str, **fields: str) -> None:
+        self.service.logger.info(
+            what,
+            queue_id=self.queue_id or log.NO_QUEUE,
+            sender=self.mail.sender_argument,
+            recipients=[describe(recipient) for recipient in self.mail.recipients],
+            client=self.connection.client.ip or "local",
+            **fields,
+            **self.mail.notes,
+        )
+
+
+def _rewritten(recipients: Sequence[Recipient]) -> list[str]:
+    """The aliases, by their keys, that a message passes on its way to these recipients."""
+    return [r.decision.address.key for r in recipients if r.decision.rewrites]

@@ -1,0 +1,264 @@
+"""The only file that speaks to pymilter: callbacks in, a Session's answers out.
+
+Every callback of libmilter ends in one of two ways: with what the session said, or, when
+anything at all went wrong, with a traceback in the log and a 451. Callbacks of one session may
+come from different threads, but never two at a time.
+"""
+
+import functools
+import threading
+from collections.abc import Callable
+from typing import Any, Concatenate, ParamSpec
+
+import Milter
+import structlog
+
+from aliasmilter import log
+from aliasmilter.mail.replies import REPLIES, Reason, Reply
+from aliasmilter.mta.service import Service
+from aliasmilter.mta.session import Session
+from aliasmilter.mta.transaction import Client, Edits, Verdict, transport_of
+
+ACTIONS = {
+    "change the sender": Milter.CHGFROM,
+    "add recipients": Milter.ADDRCPT,
+    "add recipients with parameters": Milter.ADDRCPT_PAR,
+    "delete recipients": Milter.DELRCPT,
+    "add headers": Milter.ADDHDRS,
+    "change headers": Milter.CHGHDRS,
+    "quarantine": Milter.QUARANTINE,
+}
+# Asked for where offered. What is not answered costs no round trip; what is not called costs
+# nothing at all. Of the commands, only RCPT and the end of the message need an answer.
+_NEVER_CALLED = Milter.P_NOUNKNOWN | Milter.P_NODATA | Milter.P_NOEOH
+# Who examines mail that leaves wants to know these; the body only of such mail.
+_CALLED_FOR_OUTBOUND = Milter.P_NOHELO | Milter.P_NOBODY
+_NO_REPLY = Milter.P_NR_CONN | Milter.P_NR_HELO | Milter.P_NR_MAIL | Milter.P_NR_HDR
+# What we want to know; a stage without a list would get the MTA's long one.
+_MACROS = {
+    Milter.M_CONNECT: "v",
+    Milter.M_HELO: "v",
+    Milter.M_ENVFROM: "i {auth_authen}",
+    Milter.M_ENVRCPT: "i",
+    Milter.M_DATA: "i",
+    Milter.M_EOH: "i",
+    Milter.M_EOM: "i",
+}
+
+P = ParamSpec("P")
+
+
+class InFlight:
+    """Counts the callbacks that are running, so that a process can let them finish."""
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._running = 0
+
+    def __enter__(self) -> None:
+        with self._condition:
+            self._running += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._condition:
+            self._running -= 1
+            self._condition.notify_all()
+
+    def wait_until_done(self, timeout: float) -> bool:
+        """Wait until none runs; False when some still do after `timeout` seconds."""
+        with self._condition:
+            return self._condition.wait_for(lambda: not self._running, timeout)
+
+
+in_flight = InFlight()
+
+
+def _guarded(
+    callback: "Callable[Concatenate[Filter, P], int]",
+) -> "Callable[Concatenate[Filter, P], int]":
+    """Turn any exception into a traceback in the log and a 451 (or, unanswered, a lost event)."""
+
+    @functools.wraps(callback)
+    def wrapper(self: "Filter", *args: P.args, **kwargs: P.kwargs) -> int:
+        try:
+            with in_flight:
+                return callback(self, *args, **kwargs)
+        except Exception as error:  # noqa: BLE001  # whatever it was: logged, and a 451
+            return self.failed(callback.__name__, error)
+
+    return wrapper  # type: ignore[return-value]  # mypy has self as a named argument
+
+
+class Filter:
+    """The callbacks of one session.
+
+    Args:
+        service: what all sessions share.
+        context: pymilter's handle of the session.
+    """
+
+    def __init__(self, service: Service, context: Any) -> None:  # noqa: ANN401  # untyped
+        self._context = context
+        self._logger: structlog.typing.FilteringBoundLogger = service.logger
+        self._session = Session(service)
+        self._examines = service.outbound is not None or service.reinjector is not None
+        self._protocol = 0
+        self._incapable = ""
+
+    def negotiate(self, options: list[int]) -> int:
+        """Agree on the least: options are [actions, protocol steps, 0, 0] as the MTA offers."""
+        offered, steps, *_ = options
+        missing = [name for name, action in ACTIONS.items() if not offered & action]
+        if missing:
+            self._incapable = ", ".join(missing)
+            self._logger.error("the MTA offers too little", missing=self._incapable)
+        if offered & Milter.SETSYMLIST:
+            for stage, names in _MACROS.items():
+                self._context.setsymlist(stage, names)
+        wanted = _NEVER_CALLED | _NO_REPLY | Milter.P_HDR_LEADSPC
+        wanted |= Milter.P_SKIP if self._examines else _CALLED_FOR_OUTBOUND
+        self._protocol = steps & wanted
+        actions = offered & (sum(ACTIONS.values()) | Milter.SETSYMLIST)
+        options[:] = [actions, self._protocol, 0, 0]
+        return int(Milter.CONTINUE)
+
+    @_guarded
+    def connect(self, hostname: str, _family: int, address: Any) -> int:  # noqa: ANN401
+        """`address` is (ip, port, ...) over a network; a path or None otherwise."""
+        ip, port = address[:2] if isinstance(address, tuple) else (None, None)
+        transport = transport_of(self._macro("v"))
+        self._session.connected(Client(hostname, ip, port), transport)
+        return self._unanswered(Milter.P_NR_CONN)
+
+    @_guarded
+    def helo(self, name: str) -> int:
+        """HELO or EHLO."""
+        self._session.helo(name)
+        return self._unanswered(Milter.P_NR_HELO)
+
+    @_guarded
+    def envfrom(self, argument: bytes, *parameters: bytes) -> int:
+        """MAIL."""
+        self._session.mail(argument, parameters, self._macro("{auth_authen}"))
+        return self._unanswered(Milter.P_NR_MAIL)
+
+    @_guarded
+    def envrcpt(self, argument: bytes, *parameters: bytes) -> int:
+        """RCPT: the one question that most sessions are about."""
+        if self._incapable:
+            return self._refuse(REPLIES[Reason.MTA_INCAPABLE])
+        reply = self._session.rcpt(argument, parameters, self._macro("i"))
+        return self._refuse(reply) if reply else int(Milter.CONTINUE)
+
+    @_guarded
+    def header(self, name: str, value: bytes) -> int:
+        """One header field; without P_HDR_LEADSPC its value has lost the space before it."""
+        self._session.header(name, value if self._protocol & Milter.P_HDR_LEADSPC else b" " + value)
+        return self._unanswered(Milter.P_NR_HDR)
+
+    @_guarded
+    def body(self, chunk: bytes) -> int:
+        """A piece of the body; the first is the last when nobody wants it."""
+        if self._session.wants_body:
+            self._session.body(chunk)
+            return int(Milter.CONTINUE)
+        return int(Milter.SKIP if self._protocol & Milter.P_SKIP else Milter.CONTINUE)
+
+    @_guarded
+    def eom(self) -> int:
+        """The end of the message: all edits are made here."""
+        verdict = self._session.end_of_message(self._macro("i"))
+        return self._apply(verdict)
+
+    @_guarded
+    def abort(self) -> int:
+        """The transaction ends without a message."""
+        self._session.abort()
+        return int(Milter.CONTINUE)
+
+    def failed(self, where: str, error: Exception) -> int:
+        """Log the exception; nothing may be accepted on what is left."""
+        self._logger.error(
+            "exception",
+            queue_id=self._macro("i") or log.NO_QUEUE,
+            callback=where,
+            reason=Reason.INTERNAL_ERROR.value,
+            exc_info=error,
+        )
+        self._session.broke(for_good=where == "connect")
+        if where in ("envrcpt", "eom"):
+            return self._refuse(REPLIES[Reason.INTERNAL_ERROR])
+        return int(Milter.CONTINUE)
+
+    def _apply(self, verdict: Verdict) -> int:
+        if verdict.reply:
+            return self._refuse(verdict.reply)
+        if verdict.discard:
+            return int(Milter.DISCARD)
+        self._edit(verdict.edits)
+        return int(Milter.CONTINUE)
+
+    def _edit(self, edits: Edits) -> None:
+        """The one place where a message is changed."""
+        context = self._context
+        for argument in edits.recipients.delete:
+            context.delrcpt(argument)
+        for addition in edits.recipients.add:
+            parameters = (addition.parameters,) if addition.parameters else ()
+            context.addrcpt(addition.path, *parameters)
+        if edits.sender:
+            # No ESMTP arguments: Sendmail would reset all that the client gave.
+            context.chgfrom(edits.sender)
+        for name, number in edits.remove:
+            context.chgheader(name, number, None)
+        for name, value in edits.headers:
+            exact = value if self._protocol & Milter.P_HDR_LEADSPC else value.removeprefix(" ")
+            context.addheader(name, exact, 0)  # index 0: above everything
+        if edits.quarantine:
+            context.quarantine(edits.quarantine)
+
+    def _refuse(self, reply: Reply) -> int:
+        # libmilter takes the text for a format.
+        self._context.setreply(str(reply.code), reply.enhanced, reply.text.replace("%", "%%"))
+        return int(Milter.TEMPFAIL if reply.is_temporary else Milter.REJECT)
+
+    def _unanswered(self, step: int) -> int:
+        return int(Milter.NOREPLY if self._protocol & step else Milter.CONTINUE)
+
+    def _macro(self, name: str) -> str:
+        try:
+            return self._context.getsymval(name) or ""
+        except UnicodeDecodeError:  # a login name of a client: there is one, whatever it is
+            return "\N{REPLACEMENT CHARACTER}"
+
+
+def register(service: Service) -> None:
+    """Hand the callbacks to libmilter; once in a process, before `Milter.opensocket`."""
+
+    def negotiate(context: Any, options: list[int]) -> int:  # noqa: ANN401
+        context.setpriv(Filter(service, context))
+        return _of(context).negotiate(options)
+
+    Milter.set_flags(sum(ACTIONS.values()))
+    Milter.set_exception_policy(Milter.TEMPFAIL)
+    Milter.set_connect_callback(lambda context, *args: _of(context).connect(*args))
+    Milter.set_helo_callback(lambda context, *args: _of(context).helo(*args))
+    Milter.set_envfrom_callback(lambda context, *args: _of(context).envfrom(*args))
+    Milter.set_envrcpt_callback(lambda context, *args: _of(context).envrcpt(*args))
+    Milter.set_header_callback(lambda context, *args: _of(context).header(*args))
+    Milter.set_body_callback(lambda context, *args: _of(context).body(*args))
+    Milter.set_eom_callback(lambda context: _of(context).eom())
+    Milter.set_abort_callback(lambda context: _of(context).abort())
+    Milter.set_close_callback(_close)
+    Milter.register("alias-milter", negotiate=negotiate)
+
+
+def _of(context: Any) -> Filter:  # noqa: ANN401
+    filter_: Filter = context.getpriv()
+    return filter_
+
+
+def _close(context: Any) -> int:  # noqa: ANN401
+    # The two hold each other; without this neither would ever be freed.
+    context.setpriv(None)
+    return int(Milter.CONTINUE)

@@ -1,0 +1,270 @@
+"""The daemon: a supervisor and its workers, all on one listening socket.
+
+The supervisor opens the socket, forks the workers, replaces one that dies, and stops them all.
+It has no threads, so that forking is safe, and waits for signals in one place. A worker is a
+libmilter process that ends on SIGTERM, or when its supervisor is gone.
+"""
+
+import os
+import signal
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+
+import Milter
+
+from aliasmilter import log
+from aliasmilter.config import Config, ConfigError
+from aliasmilter.mta import socketmap
+from aliasmilter.mta.assembly import Loaded, load, make_decider, make_service
+from aliasmilter.mta.filter import in_flight, register
+from aliasmilter.mta.listener import BACKLOG, Listener
+from aliasmilter.store.redis import AliasStore
+
+DRAIN = 20.0  # seconds that callbacks may take to finish in a worker that stops
+STOP = DRAIN + 10.0  # seconds until a worker that does not stop is killed
+RESPAWN_DELAY = 1.0  # seconds, for a worker that died as soon as it was born
+
+_SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD}
+
+
+class Role(Enum):
+    """What a worker serves."""
+
+    MILTER = "milter"
+    SOCKETMAP = "socketmap"
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """A child process: its role, and when it was forked (monotonic seconds)."""
+
+    role: Role
+    born: float
+
+
+def run(path: Path) -> int:
+    """Serve until SIGTERM or SIGINT; the exit status.
+
+    Raises:
+        ConfigError: the configuration cannot be used.
+        ListenerError: the socket cannot be opened.
+    """
+    loaded = load(path)
+    log.set_up(loaded.config.log.format, loaded.config.log.level)
+    return Supervisor(path, loaded, open_listeners(loaded.config)).run()
+
+
+def open_listeners(config: Config) -> dict[Role, Listener]:
+    """The sockets that are served, by who serves them.
+
+    Raises:
+        ListenerError: one cannot be opened.
+    """
+    listeners = {Role.MILTER: Listener(config.milter.socket, config.milter)}
+    if config.socketmap.listen:
+        listeners[Role.SOCKETMAP] = Listener(config.socketmap.listen, config.milter)
+    return listeners
+
+
+@dataclass(slots=True)
+class Supervisor:
+    """Keeps the workers running.
+
+    Attributes:
+        path: the configuration file, read again on SIGHUP.
+        loaded: what is in force.
+        listeners: the sockets, open for as long as the supervisor lives.
+        workers: by pid.
+    """
+
+    path: Path
+    loaded: Loaded
+    listeners: Mapping[Role, Listener]
+    workers: dict[int, Worker] = field(default_factory=dict)
+    _leaving: dict[int, Worker] = field(default_factory=dict)
+    _respawn_at: float = 0.0
+    _lifeline: tuple[int, int] = field(default_factory=os.pipe)
+
+    def run(self) -> int:
+        """Serve until told to stop; the exit status."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        logger = log.get()
+        self._fill()
+        _notify("READY=1")
+        sockets = [listener.name for listener in self.listeners.values()]
+        logger.info("ready", sockets=sockets, workers=len(self.workers), pid=os.getpid())
+        while True:
+            received = signal.sigtimedwait(_SIGNALS, 0.5)
+            if received and received.si_signo in (signal.SIGTERM, signal.SIGINT):
+                break
+            if received and received.si_signo == signal.SIGHUP:
+                self._reload()
+            self._reap()
+            self._fill()
+        _notify("STOPPING=1")
+        logger.info("stopping", workers=len(self.workers))
+        self._stop()
+        for listener in self.listeners.values():
+            listener.close()
+        logger.info("stopped")
+        return 0
+
+    def _missing(self) -> list[Role]:
+        milters = self.loaded.config.milter.workers or os.cpu_count() or 1
+        wanted = {Role.MILTER: milters, Role.SOCKETMAP: 1}
+        running = Counter(worker.role for worker in self.workers.values())
+        return [role for role in self.listeners for _ in range(wanted[role] - running[role])]
+
+    def _fill(self) -> None:
+        """Fork the workers that are missing; slowly when they die at once."""
+        if time.monotonic() < self._respawn_at:
+            return
+        for role in self._missing():
+            pid = os.fork()
+            if pid == 0:
+                self._work(role)
+            self.workers[pid] = Worker(role, time.monotonic())
+
+    def _work(self, role: Role) -> None:
+        """In the child: never returns."""
+        try:
+            os.close(self._lifeline[1])
+            _WORK[role](self.loaded, self.listeners[role], self._lifeline[0])
+        except BaseException:  # noqa: BLE001  # the child must not run on in the supervisor's code
+            log.get().exception("worker failed", pid=os.getpid())
+            os._exit(1)
+        os._exit(0)
+
+    def _reap(self) -> None:
+        """Take note of workers that have ended."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            worker = self.workers.pop(pid, None)
+            if worker is None:
+                self._leaving.pop(pid, None)
+                continue
+            log.get().error("worker died", pid=pid, status=os.waitstatus_to_exitcode(status))
+            if time.monotonic() - worker.born < RESPAWN_DELAY:
+                self._respawn_at = time.monotonic() + RESPAWN_DELAY
+
+    def _reload(self) -> None:
+        """Take a new configuration: all of it, or, when anything is wrong, nothing."""
+        _notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        problems: tuple[str, ...] = ()
+        try:
+            self._take_over(load(self.path))
+        except ConfigError as error:
+            problems = error.problems
+        for problem in problems:
+            log.get().error("not reloaded", problem=problem)
+        _notify("READY=1")
+
+    def _take_over(self, loaded: Loaded) -> None:
+        old, new = self.loaded.config, loaded.config
+        if (old.milter.socket, old.socketmap) != (new.milter.socket, new.socketmap):
+            log.get().warning("a new socket needs a restart")
+        self.loaded = loaded
+        log.set_up(loaded.config.log.format, loaded.config.log.level)
+        self._replace_workers()
+        log.get().info("reloaded", workers=len(self.workers))
+
+    def _replace_workers(self) -> None:
+        old, self.workers = self.workers, {}
+        self._fill()
+        self._leaving.update(old)
+        for pid in old:
+            os.kill(pid, signal.SIGTERM)
+
+    def _stop(self) -> None:
+        """End all workers: politely, and after a while by force."""
+        remaining = {*self.workers, *self._leaving}
+        for pid in remaining:
+            os.kill(pid, signal.SIGTERM)
+        deadline = time.monotonic() + STOP
+        while self.workers or self._leaving:
+            self._collect(deadline)
+
+    def _collect(self, deadline: float) -> None:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            for pid in (*self.workers, *self._leaving):
+                log.get().error("worker killed", pid=pid)
+                os.kill(pid, signal.SIGKILL)
+        signal.sigtimedwait({signal.SIGCHLD}, min(max(left, 0.5), 0.5))
+        while True:
+            try:
+                pid, _ = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                self.workers.clear()
+                self._leaving.clear()
+                return
+            if pid == 0:
+                return
+            self.workers.pop(pid, None)
+            self._leaving.pop(pid, None)
+
+
+def serve_milter(loaded: Loaded, listener: Listener, lifeline: int) -> None:
+    """Be a milter worker, until SIGTERM.
+
+    The caller has SIGTERM, SIGINT and SIGHUP blocked, and so has every thread started here:
+    libmilter waits for them in a thread of its own, and a thread that took one would kill us.
+    """
+    _watch(lifeline)
+    store = AliasStore(loaded.config.store.url, loaded.config.store.timeout)
+    register(make_service(loaded, store))
+    Milter.setbacklog(BACKLOG)
+    # Debian's libmilter takes over a descriptor; others call this an unknown protocol.
+    Milter.setconn(f"fd:{listener.descriptor}")
+    Milter.opensocket(False)
+    Milter.main()
+    # libmilter waits five seconds at most; a message that is being decided may take longer.
+    if not in_flight.wait_until_done(DRAIN):
+        log.get().error("worker stops with callbacks unfinished", pid=os.getpid())
+
+
+def serve_maps(loaded: Loaded, listener: Listener, lifeline: int) -> None:
+    """Be the socketmap worker, until SIGTERM."""
+    _watch(lifeline)
+    store = AliasStore(loaded.config.store.url, loaded.config.store.timeout)
+    server = socketmap.Server(listener.socket, socketmap.Maps(make_decider(loaded, store)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    signal.sigwait({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
+    server.shutdown()
+
+
+_WORK: dict[Role, Callable[[Loaded, Listener, int], None]] = {
+    Role.MILTER: serve_milter,
+    Role.SOCKETMAP: serve_maps,
+}
+
+
+def _watch(lifeline: int) -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+    threading.Thread(target=_end_with_supervisor, args=(lifeline,), daemon=True).start()
+
+
+def _end_with_supervisor(lifeline: int) -> None:
+    os.read(lifeline, 1)  # returns when the supervisor's end is closed, however it ended
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _notify(state: str) -> None:
+    """Tell systemd (sd_notify(3)); nothing happens under another service manager."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as notify:
+        notify.connect("\0" + address[1:] if address.startswith("@") else address)
+        notify.sendall(state.encode())

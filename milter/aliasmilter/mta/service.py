@@ -1,0 +1,35 @@
+"""What all sessions of a process share."""
+
+from dataclasses import dataclass
+
+import structlog
+
+from aliasmilter.forwarding.decider import Decider
+from aliasmilter.forwarding.outbound import Outbound
+from aliasmilter.forwarding.trace import Tracer
+from aliasmilter.mta.reinject import Reinjector
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """The parts that a session works with.
+
+    Attributes:
+        hostname: of this mail system.
+        decider: where recipients go.
+        tracer: stamps messages that an alias rewrites.
+        srs_domain: of SRS senders, where a domain sets none.
+        max_received: more Received fields than that are a loop.
+        logger: takes one line a message, and one a refused recipient.
+        outbound: examines and seals what leaves; None when neither is wanted.
+        reinjector: submits the copies that need another handling; None: one handling a message.
+    """
+
+    hostname: str
+    decider: Decider
+    tracer: Tracer
+    srs_domain: str
+    max_received: int
+    logger: structlog.typing.FilteringBoundLogger
+    outbound: Outbound | None = None
+    reinjector: Reinjector | None = None

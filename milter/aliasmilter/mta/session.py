@@ -1,0 +1,211 @@
+"""One SMTP session, one transaction after the other, seen from the rules.
+
+No socket and no pymilter in here: callbacks come in as method calls, and what is to be done
+comes out as values. `mta.filter` does the rest.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+
+from aliasmilter import log
+from aliasmilter.forwarding.arc import POSTFIX, Transport
+from aliasmilter.mail.address import Address, AddressError, parse_path
+from aliasmilter.mail.message import HeaderField
+from aliasmilter.mail.replies import REPLIES, Reason, Reply
+from aliasmilter.mta.completion import Completion
+from aliasmilter.mta.reinject import mail_parameters
+from aliasmilter.mta.service import Service
+from aliasmilter.mta.transaction import Client, Connection, Transaction, Verdict
+from aliasmilter.routing.decision import Decision, Final
+from aliasmilter.routing.lookup import Unavailable
+from aliasmilter.routing.plan import Recipient, handling_of, handlings_of
+
+MAX_RECIPIENTS = 1000
+
+# RFC 3461 section 4: the two parameters of RCPT that belong to the recipient. Sendmail drops
+# the whole message over one that it does not know.
+_DSN_PARAMETER = re.compile(
+    rb"NOTIFY=(?:NEVER|(?:SUCCESS|FAILURE|DELAY)(?:,(?:SUCCESS|FAILURE|DELAY))*)"
+    rb"|ORCPT=[A-Za-z0-9-]+;[!-~]{1,500}",
+    re.IGNORECASE,
+)
+_NOBODY = Address("", "")
+_LOOP = "[reinject] server leads back to this milter: give it the port of a listener without it"
+_CALLS_FOR_REPAIR = frozenset(
+    {
+        Reason.INVALID_RULE,
+        Reason.DANGLING,
+        Reason.CYCLE,
+        Reason.TOO_DEEP,
+        Reason.TOO_WIDE,
+        Reason.STORE_UNAVAILABLE,
+        Reason.REINJECT_LOOP,
+    }
+)
+
+
+class Session:
+    """The SMTP session of one client."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._connection = Connection()
+        self._broken = False
+        self._mail = Transaction()
+
+    def connected(self, client: Client, transport: Transport = POSTFIX) -> None:
+        """A client has connected to the MTA, which handles messages in its own way."""
+        self._connection = Connection(client, transport=transport)
+
+    def helo(self, name: str) -> None:
+        """HELO or EHLO: the name the client gives itself."""
+        self._connection = replace(self._connection, helo=name)
+
+    def mail(self, argument: bytes, parameters: Sequence[bytes], login: str = "") -> None:
+        """MAIL FROM: whatever was left of an earlier transaction is gone."""
+        self._mail = mail = Transaction(
+            sender_argument=argument.decode("utf-8", "replace"), login=login
+        )
+        mail.parameters = mail_parameters(parameters)
+        try:
+            # A sender's odd address is no reason to refuse its mail.
+            mail.sender = parse_path(argument, any_dots=True)
+        except AddressError as error:
+            mail.notes["sender_unchanged"] = str(error)
+
+    def rcpt(
+        self, argument: bytes, parameters: Sequence[bytes], queue_id: str = ""
+    ) -> Reply | None:
+        """RCPT TO: the reply when it is refused, None when it is accepted."""
+        decision = self._decide(argument)
+        mail = self._mail
+        if decision.reply is not None and self._connection.client.is_local_submission:
+            decision = self._left_to_the_mta(decision)
+        reply = decision.reply
+        text = argument.decode("utf-8", "replace")
+        if reply is not None:
+            self._log_refusal(text, decision, reply, queue_id)
+            return reply
+        mail.handling = mail.handling or handling_of(decision)
+        mail.handlings |= handlings_of(decision)
+        mail.recipients.append(Recipient(text, _dsn_parameters(parameters), decision))
+        return None
+
+    def header(self, name: str, value: bytes) -> None:
+        """One header field of the message; the value byte for byte, leading space included."""
+        self._mail.headers.append(HeaderField(name.encode(), value))
+
+    @property
+    def wants_body(self) -> bool:
+        """Whether the body is looked at: only that of mail that leaves or is split."""
+        handlings, service = self._mail.handlings, self._service
+        if service.reinjector and len(handlings) > 1:
+            return True
+        return service.outbound is not None and any(h.leaves for h in handlings)
+
+    def body(self, chunk: bytes) -> None:
+        """A piece of the body."""
+        self._mail.chunks.append(chunk)
+
+    def broke(self, *, for_good: bool) -> None:
+        """An event was lost: nothing may be accepted on what is left of the transaction.
+
+        Args:
+            for_good: nor in any later one of this session.
+        """
+        self._broken = self._broken or for_good
+        self._mail.broken = True
+
+    def abort(self) -> None:
+        """The transaction is over without a message."""
+        self._mail = Transaction()
+
+    def end_of_message(self, queue_id: str) -> Verdict:
+        """The final dot: what is to be done with the message."""
+        mail = self._mail
+        if self._broken or mail.broken:
+            return Verdict(REPLIES[Reason.INTERNAL_ERROR])
+        if mail.deferred:
+            return Verdict(mail.deferred)
+        completion = Completion(self._service, self._connection, mail, queue_id)
+        return completion.verdict()
+
+    def _decide(self, argument: bytes) -> Decision:
+        if self._is_our_own():
+            return Decision(_NOBODY, Reason.REINJECT_LOOP, problem=_LOOP)
+        if self._broken or self._mail.broken:
+            return Decision(_NOBODY, Reason.INTERNAL_ERROR)
+        try:
+            address = parse_path(argument) or _NOBODY
+        except AddressError as error:
+            return Decision(_NOBODY, Reason.MALFORMED, problem=str(error))
+        return self._decide_address(address)
+
+    def _decide_address(self, address: Address) -> Decision:
+        if address is _NOBODY:
+            return Decision(address, Reason.MALFORMED, problem="no address")
+        if len(self._mail.recipients) >= MAX_RECIPIENTS:
+            return Decision(address, Reason.TOO_MANY_RECIPIENTS)
+        try:
+            decision = self._service.decider.decide(address)
+        except Unavailable as error:
+            return Decision(address, Reason.STORE_UNAVAILABLE, problem=str(error))
+        return self._fit(decision)
+
+    def _is_our_own(self) -> bool:
+        """Whether the client is our own reinjection, which must not pass here a second time."""
+        reinjector = self._service.reinjector
+        return reinjector is not None and self._connection.helo.lower() == reinjector.helo.lower()
+
+    def _fit(self, decision: Decision) -> Decision:
+        """Refuse what cannot be served in this transaction."""
+        beyond_ascii = any(f.leaves and not f.address.is_ascii for f in decision.finals)
+        if beyond_ascii and not self._mail.is_smtputf8:
+            # RFC 6531 section 3.2: never sent to a system in a message that did not ask for it.
+            return replace(decision, reason=Reason.NEEDS_SMTPUTF8, finals=())
+        if self._needs_own_transaction(decision):
+            return replace(decision, reason=Reason.OTHER_HANDLING, finals=())
+        return decision
+
+    def _needs_own_transaction(self, decision: Decision) -> bool:
+        mail, handling = self._mail, handling_of(decision)
+        if handling is None or mail.handling is None:
+            return False
+        if self._service.reinjector:
+            # A milter can hold one envelope only: that of the MTA's own transaction.
+            return len({h for h in mail.handlings | handlings_of(decision) if h.held}) > 1
+        return handling != mail.handling and not self._connection.client.is_local_submission
+
+    def _left_to_the_mta(self, decision: Decision) -> Decision:
+        """Mail handed in on this host: what we would refuse for now waits as a whole."""
+        if decision.reply is not None and decision.reply.is_temporary:
+            self._mail.deferred = decision.reply
+        return Decision(
+            decision.address,
+            Reason.PASSED,
+            finals=(Final(decision.address),),
+            problem=f"not refused ({decision.reason.value}): handed in on this host",
+        )
+
+    def _log_refusal(self, argument: str, decision: Decision, reply: Reply, queue_id: str) -> None:
+        write = (
+            self._service.logger.error
+            if decision.reason in _CALLS_FOR_REPAIR
+            else self._service.logger.info
+        )
+        fields = {"problem": decision.problem} if decision.problem else {}
+        write(
+            "refused",
+            queue_id=queue_id or log.NO_QUEUE,
+            sender=self._mail.sender_argument,
+            recipient=argument,
+            reason=decision.reason.value,
+            reply=str(reply),
+            client=self._connection.client.ip or "local",
+            **fields,
+        )
+
+
+def _dsn_parameters(parameters: Sequence[bytes]) -> str:
+    return " ".join(p.decode("ascii") for p in parameters if _DSN_PARAMETER.fullmatch(p))

@@ -1,0 +1,210 @@
+"""Lookup tables for the MTA out of the same rules, over the socketmap protocol.
+
+    request   netstring of "<map> <key>"              socketmap_table(5); Sendmail's socket map
+    reply     netstring of "OK <value>", "NOTFOUND " or "TEMP <why>"
+
+A store that does not answer is TEMP, never NOTFOUND: the MTA would take mail for refused.
+"""
+
+import socket
+import socketserver
+from collections.abc import Callable
+from typing import BinaryIO
+
+from aliasmilter import log
+from aliasmilter.forwarding.decider import Decider
+from aliasmilter.forwarding.srs import SRSError, looks_like_srs
+from aliasmilter.mail.address import (
+    Address,
+    AddressError,
+    parse_address,
+    parse_domain,
+    split_subaddress,
+)
+from aliasmilter.mail.replies import Reason
+from aliasmilter.routing.decision import Decision
+from aliasmilter.routing.lookup import Absent, Unavailable
+
+MAX_REQUEST = 10_000  # octets
+MAX_REPLY = 99_000  # octets; Postfix takes 100,000 with all that stands around them
+IDLE = 600.0  # seconds until a connection without requests is closed
+NOT_FOUND = "NOTFOUND "
+
+Answer = str | None
+"""What a map says of a key; None when it says nothing."""
+
+
+class TemporaryError(Exception):
+    """The key cannot be looked up now; the message says why."""
+
+
+class Maps:
+    """The maps by their names.
+
+    Args:
+        decider: decides addresses as the milter does.
+    """
+
+    def __init__(self, decider: Decider) -> None:
+        self._decider = decider
+        self._by_name: dict[str, Callable[[str], Answer]] = {
+            "relay-domains": self._relay_domains,
+            "srs-reverse": self._of_address(self._srs_reverse),
+            "senders": self._of_address(self._senders),
+            "aliases": self._of_address(self._aliases),
+        }
+
+    def reply(self, request: str) -> str:
+        """The reply to one request; never raises."""
+        name, _, key = request.partition(" ")
+        # A map of Sendmail cannot have a hyphen in its name.
+        lookup = self._by_name.get(name.replace("_", "-"))
+        if lookup is None:
+            # Not PERM: Sendmail takes that for "not found".
+            return f"TEMP no map {name[:40]!r}"
+        try:
+            answer = lookup(key)
+        except (TemporaryError, Unavailable) as error:
+            log.get().error("map lookup failed", map=name, key=key, problem=str(error))
+            return f"TEMP {error}"
+        except Exception:  # noqa: BLE001  # a bug must not look like "not found"
+            log.get().exception("exception", map=name, key=key, reason=Reason.INTERNAL_ERROR.value)
+            return "TEMP internal error"
+        if answer is not None and len(answer.encode()) > MAX_REPLY:
+            return "TEMP more than fits into a reply"
+        return NOT_FOUND if answer is None else f"OK {answer}"
+
+    def _relay_domains(self, key: str) -> Answer:
+        """Whether a domain is ours; the domain itself is the value."""
+        try:
+            domain = parse_domain(key)
+        except AddressError:
+            return None
+        if domain == self._decider.srs_domain:
+            return domain
+        (found,) = self._decider.lookup([Address("postmaster", domain)])
+        return None if isinstance(found, Absent) else domain
+
+    def _srs_reverse(self, address: Address) -> Answer:
+        """The sender in a return address that we made; forged ones are the milter's to refuse."""
+        if not looks_like_srs(address):
+            return None
+        try:
+            return str(self._decider.rewriter.reverse(address))
+        except SRSError:
+            return None
+
+    def _senders(self, address: Address) -> Answer:
+        """The logins that may send as an address: the mailboxes it leads to."""
+        decision = self._decide(address)
+        if decision.settings is None or decision.quarantined:
+            return None
+        mailboxes = [f.address for f in decision.finals if not f.leaves]
+        return ",".join(str(self._without_detail(m, decision)) for m in mailboxes) or None
+
+    def _aliases(self, address: Address) -> Answer:
+        """All that an address leads to."""
+        decision = self._decide(address)
+        if decision.settings is None:
+            return None
+        return ", ".join(str(final.address) for final in decision.finals) or None
+
+    def _decide(self, address: Address) -> Decision:
+        decision = self._decider.decide(address)
+        if decision.reply and decision.reply.is_temporary:
+            raise TemporaryError(f"{decision.reason}: {decision.problem}")
+        return decision
+
+    def _without_detail(self, mailbox: Address, decision: Decision) -> Address:
+        own = decision.settings.delimiter if decision.settings else None
+        delimiter = self._decider.policy.delimiter if own is None else own
+        parts = split_subaddress(mailbox.local, delimiter)
+        return Address(parts[0], mailbox.domain) if parts else mailbox
+
+    def _of_address(self, lookup: Callable[[Address], Answer]) -> Callable[[str], Answer]:
+        """For keys that are no address (`@domain`, `user`), which MTAs also ask for."""
+
+        def by_text(key: str) -> Answer:
+            try:
+                return lookup(parse_address(key, any_dots=True))
+            except AddressError:
+                return None
+
+        return by_text
+
+
+class Server(socketserver.ThreadingMixIn, socketserver.BaseServer):
+    """Serves the maps on a listening socket, a thread for each connection.
+
+    Args:
+        listener: bound and listening.
+        maps: what is served.
+    """
+
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self, listener: socket.socket, maps: Maps) -> None:
+        super().__init__(listener.getsockname(), _Handler)
+        self.socket = listener
+        self.maps = maps
+
+    def fileno(self) -> int:
+        """For the selector of serve_forever."""
+        return self.socket.fileno()
+
+    def get_request(self) -> tuple[socket.socket, object]:
+        """Accept a connection; another process may have been faster (OSError)."""
+        connection, peer = self.socket.accept()
+        connection.settimeout(IDLE)
+        return connection, peer
+
+    def shutdown_request(self, request: object) -> None:
+        """Close a connection."""
+        if isinstance(request, socket.socket):
+            request.close()
+
+    def handle_error(self, request: object, client_address: object) -> None:  # noqa: ARG002
+        """A connection that breaks is the MTA's business; a bug is ours."""
+        log.get().exception("exception", where="socketmap")
+
+
+class _Handler(socketserver.BaseRequestHandler):
+    server: Server
+
+    def handle(self) -> None:
+        """Answer requests until the MTA closes the connection."""
+        connection: socket.socket = self.request
+        with connection.makefile("rb") as stream:
+            try:
+                while (request := read_netstring(stream)) is not None:
+                    reply = self.server.maps.reply(request.decode("utf-8", "replace"))
+                    connection.sendall(netstring(reply.encode()))
+            except (OSError, ValueError) as error:
+                log.get().debug("socketmap connection ended", problem=str(error))
+
+
+def netstring(data: bytes) -> bytes:
+    """`<length>:<data>,`."""
+    return b"%d:%b," % (len(data), data)
+
+
+def read_netstring(stream: BinaryIO) -> bytes | None:
+    """Read one netstring; None at the end of the stream.
+
+    Raises:
+        ValueError: it is none, or longer than any request.
+    """
+    head = b""
+    while not head.endswith(b":"):
+        octet = stream.read(1)
+        if not octet and not head:
+            return None
+        head += octet
+        if not octet or len(head) > 6 or not head.rstrip(b":").isdigit():
+            raise ValueError("not a netstring")
+    length = int(head[:-1])
+    data = stream.read(length + 1) if length <= MAX_REQUEST else b""
+    if len(data) != length + 1 or not data.endswith(b","):
+        raise ValueError("not a netstring, or too long")
+    return data[:-1]

@@ -1,0 +1,133 @@
+"""The values that a session works with: client, transaction, and what comes out in the end."""
+
+from dataclasses import dataclass, field
+
+from aliasmilter.forwarding.arc import POSTFIX, SENDMAIL, Transport
+from aliasmilter.mail.address import Address
+from aliasmilter.mail.message import HeaderField, Message
+from aliasmilter.mail.replies import Reply
+from aliasmilter.routing.plan import Handling, Recipient, RecipientEdits
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """Who is connected.
+
+    Attributes:
+        name: as the MTA found it.
+        ip: None when it came over no network.
+        port: 0 for mail that was handed in on this host without SMTP.
+    """
+
+    name: str = ""
+    ip: str | None = None
+    port: int | None = None
+
+    @property
+    def is_local_submission(self) -> bool:
+        """Postfix's pickup and bounce: a refused recipient is an error there, not a reply."""
+        return self.port == 0 and (self.ip or "").startswith(("127.", "::1"))
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """A client and the MTA it talks to.
+
+    Attributes:
+        client: who is connected.
+        helo: the name the client gives itself.
+        transport: what the MTA does to a message after us.
+    """
+
+    client: Client = Client()
+    helo: str = ""
+    transport: Transport = POSTFIX
+
+
+@dataclass(frozen=True, slots=True)
+class Edits:
+    r"""What the MTA is asked to change, in the order in which it is done.
+
+    Attributes:
+        recipients: to delete and to add.
+        sender: the new reverse-path in brackets, or None.
+        remove: (name, number) of header fields, so that none shifts one that follows.
+        headers: (name, value) to insert on top, the last one topmost; folds are `\n` and a tab.
+        quarantine: why the MTA is to hold the message, or "".
+    """
+
+    recipients: RecipientEdits = field(default_factory=RecipientEdits)
+    sender: str | None = None
+    remove: tuple[tuple[str, int], ...] = ()
+    headers: tuple[tuple[str, str], ...] = ()
+    quarantine: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The answer to the end of a message: a refusal, or acceptance with edits.
+
+    Attributes:
+        reply: None when the message is accepted.
+        discard: accepted, and nobody gets it.
+        edits: to be applied before it is accepted.
+    """
+
+    reply: Reply | None = None
+    discard: bool = False
+    edits: Edits = field(default_factory=Edits)
+
+
+@dataclass(slots=True)
+class Transaction:
+    """What is known of the message that is coming in.
+
+    Attributes:
+        sender_argument: of MAIL, as it came.
+        sender: parsed; None for the null reverse-path and for one that is no address.
+        parameters: of MAIL, those that a copy keeps.
+        login: of the client, when it authenticated.
+        recipients: those that were accepted.
+        handling: what the first of them that somebody gets needs as a whole.
+        handlings: what all their copies need, each for itself.
+        deferred: what the whole message is answered with, when a recipient could not be.
+        broken: an event was lost.
+        notes: for the log line.
+    """
+
+    sender_argument: str = ""
+    sender: Address | None = None
+    parameters: tuple[str, ...] = ()
+    login: str = ""
+    recipients: list[Recipient] = field(default_factory=list)
+    handling: Handling | None = None
+    handlings: frozenset[Handling] = frozenset()
+    deferred: Reply | None = None
+    broken: bool = False
+    headers: list[HeaderField] = field(default_factory=list)
+    chunks: list[bytes] = field(default_factory=list)
+    notes: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def is_smtputf8(self) -> bool:
+        """Whether the message may name UTF-8 addresses (RFC 6531 section 3.4)."""
+        return "SMTPUTF8" in self.parameters
+
+    @property
+    def message(self) -> Message:
+        """The message as received; without its body where nobody asked for that."""
+        return Message(tuple(self.headers), b"".join(self.chunks))
+
+
+def transport_of(version: str) -> Transport:
+    """What the MTA will do to a message, from its macro `v`; the stricter one when in doubt."""
+    return POSTFIX if version.startswith("Postfix") else SENDMAIL
+
+
+def describe(recipient: Recipient) -> str:
+    """A recipient and its verdict, for the log."""
+    decision = recipient.decision
+    targets = " ".join(final.address.path for final in decision.finals)
+    goes = f" -> {targets}" if decision.rewrites else ""
+    problem = f" ({decision.problem})" if decision.problem else ""
+    return f"{recipient.argument} {decision.reason.value}{goes}{problem}"

@@ -1,0 +1,195 @@
+"""From decided recipients to envelopes, and from an envelope to the edits that make it.
+
+An *envelope* is a sender, the recipients that share it, and whether it is held: what a milter
+can change for the whole message only. `partition` says which envelopes a message needs; the
+MTA's own transaction carries the first, and the others are submitted anew. Where that is not
+possible, `merge` makes one of all.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from aliasmilter.mail.address import Address
+from aliasmilter.routing.decision import Decision, Final
+
+
+@dataclass(frozen=True, slots=True)
+class Recipient:
+    """An accepted RCPT.
+
+    Attributes:
+        argument: of RCPT, as the client sent it.
+        parameters: those of RFC 3461 that go along to whoever gets the mail instead:
+            "NOTIFY=... ORCPT=...", or "".
+        decision: where it goes.
+    """
+
+    argument: str
+    parameters: str
+    decision: Decision
+
+    @property
+    def spellings(self) -> tuple[str, ...]:
+        """What an MTA may know the recipient by: Postfix drops a source route, Sendmail not."""
+        if self.argument.startswith("<@"):
+            return (self.argument, "<" + self.argument.partition(":")[2])
+        return (self.argument,)
+
+
+@dataclass(frozen=True, slots=True)
+class Handling:
+    """What recipients have to share to be served by one envelope.
+
+    Attributes:
+        leaves: handed to another system on behalf of an alias: SRS sender, ARC set.
+        held: kept in the MTA's hold queue.
+        srs_domain: of the SRS sender; None for the configuration's.
+        seal: (d=, s=) of the ARC set where the domain has its own; None for the configuration's.
+        quarantined: a header tells the original recipient, which no other copy may carry.
+    """
+
+    leaves: bool = False
+    held: bool = False
+    srs_domain: str | None = None
+    seal: tuple[str | None, str | None] | None = None
+    quarantined: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """Somebody who gets the mail, and the RCPT that brought it to them."""
+
+    address: Address
+    recipient: Recipient
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """Deliveries that share a handling; nobody stands in it twice."""
+
+    handling: Handling
+    deliveries: tuple[Delivery, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Addition:
+    """A recipient to add: path in brackets, and its parameters or ""."""
+
+    path: str
+    parameters: str
+
+
+@dataclass(frozen=True, slots=True)
+class RecipientEdits:
+    """What turns the recipients of the transaction into those of an envelope."""
+
+    delete: tuple[str, ...] = ()
+    add: tuple[Addition, ...] = ()
+
+
+def handlings_of(decision: Decision) -> frozenset[Handling]:
+    """The handlings that a recipient's copies need, each for itself."""
+    return frozenset(_handling(decision, (final,)) for final in decision.finals)
+
+
+def handling_of(decision: Decision) -> Handling | None:
+    """The handling that a recipient needs as a whole, None when nobody gets the mail.
+
+    A rule with targets here and elsewhere counts as leaving: it cannot be split at RCPT.
+    """
+    if not decision.finals:
+        return None
+    whole = _handling(decision, decision.finals)
+    # The header of a quarantined copy is no reason to part it from others in one transaction.
+    return replace(whole, quarantined=False)
+
+
+def merge(recipients: Sequence[Recipient]) -> tuple[Envelope, ...]:
+    """One envelope for all; none when nobody gets the mail."""
+    placed = list(_placed(recipients))
+    if not placed:
+        return ()
+    # The strictest wins: SRS for all rather than a failed SPF for some.
+    leaving = next((handling for handling, _ in placed if handling.leaves), placed[0][0])
+    held = any(handling.held for handling, _ in placed)
+    handling = replace(leaving, held=held, quarantined=False)
+    return (Envelope(handling, tuple(delivery for _, delivery in placed)),)
+
+
+def partition(recipients: Sequence[Recipient]) -> tuple[Envelope, ...]:
+    """An envelope for each handling; none when nobody gets the mail.
+
+    The first is for the MTA's own transaction: one that is held, since only there a milter can
+    hold; else one that stays.
+    """
+    groups: dict[Handling, list[Delivery]] = {}
+    for handling, delivery in _placed(recipients):
+        groups.setdefault(handling, []).append(delivery)
+    envelopes = [Envelope(handling, tuple(group)) for handling, group in groups.items()]
+    return tuple(sorted(envelopes, key=lambda e: (not e.handling.held, e.handling.leaves)))
+
+
+def recipient_edits(envelope: Envelope, recipients: Sequence[Recipient]) -> RecipientEdits:
+    """The edits for the MTA's own transaction.
+
+    Args:
+        envelope: who shall get this transaction's copy.
+        recipients: all that were accepted in it.
+    """
+    kept = _kept(envelope, recipients)
+    delete = {
+        spelling: None
+        for recipient in recipients
+        if recipient.argument not in kept
+        for spelling in recipient.spellings
+    }
+    present = {r.decision.address.key for r in recipients if r.argument in kept}
+    add = tuple(
+        Addition(delivery.address.path, delivery.recipient.parameters)
+        for delivery in envelope.deliveries
+        if delivery.address.key not in present
+    )
+    return RecipientEdits(tuple(delete), add)
+
+
+def _handling(decision: Decision, finals: Sequence[Final]) -> Handling:
+    held = any(final.held for final in finals)
+    quarantined = bool(decision.quarantined)
+    if not any(final.leaves for final in finals):
+        return Handling(held=held, quarantined=quarantined)
+    settings = decision.settings
+    if settings is None:
+        return Handling(leaves=True, held=held, quarantined=quarantined)
+    seal = (settings.arc_domain, settings.arc_selector)
+    return Handling(True, held, settings.srs_domain, seal if any(seal) else None, quarantined)
+
+
+def _placed(recipients: Sequence[Recipient]) -> Iterator[tuple[Handling, Delivery]]:
+    """Each person once, with the handling of the way that reaches them first."""
+    seen: set[str] = set()
+    for recipient in recipients:
+        for final in recipient.decision.finals:
+            if final.address.key not in seen:
+                seen.add(final.address.key)
+                yield (
+                    _handling(recipient.decision, (final,)),
+                    Delivery(final.address, recipient),
+                )
+
+
+def _kept(envelope: Envelope, recipients: Sequence[Recipient]) -> frozenset[str]:
+    """The RCPT arguments that stay as they are."""
+    wanted = {delivery.address.key for delivery in envelope.deliveries}
+    arguments: dict[str, set[str]] = {}
+    for recipient in recipients:
+        if recipient.decision.address.key in wanted:
+            arguments.setdefault(recipient.decision.address.key, set()).add(recipient.argument)
+    # One person named in two spellings: which of them an MTA deletes depends on how it compares,
+    # so both go and one is added. Outside our domains spellings are none of our business.
+    ours = {r.decision.address.key for r in recipients if r.decision.settings is not None}
+    return frozenset(
+        argument
+        for key, spellings in arguments.items()
+        if len(spellings) == 1 or key not in ours
+        for argument in spellings
+    )

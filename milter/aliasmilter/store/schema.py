@@ -1,0 +1,20 @@
+"""The names of the keys in Redis. People's scripts rely on them."""
+
+DOMAIN_PREFIX = "domain:"
+ALIAS_PREFIX = "alias:"
+REINJECTED_PREFIX = "reinjected:"
+
+
+def domain_key(domain: str) -> str:
+    """The hash with the settings of a domain; the domain is managed iff it exists."""
+    return DOMAIN_PREFIX + domain
+
+
+def alias_key(domain: str) -> str:
+    """The hash with the rules of a domain: local part (lower case), or `*`, to rule text."""
+    return ALIAS_PREFIX + domain
+
+
+def reinjected_key(digest: str) -> str:
+    """There for a day after a copy was submitted; the digest is of message and recipient."""
+    return REINJECTED_PREFIX + digest

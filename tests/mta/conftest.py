@@ -1,0 +1,80 @@
+"""Fixtures of the Sendmail tests: a stand-in milter, and Sendmails set up by docs/sendmail.md."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from tests.harness.ports import reserved_port
+from tests.harness.sendmail import Sendmail
+from tests.harness.standin import SRS_DOMAIN, StandIn
+from tests.harness.world import World
+
+MakeSendmail = Callable[..., Sendmail]
+
+
+@pytest.fixture(scope="module")
+def shared_standin() -> Iterator[StandIn]:
+    with StandIn() as milter:
+        yield milter
+
+
+@pytest.fixture
+def standin(shared_standin: StandIn) -> StandIn:
+    if not shared_standin.running:
+        shared_standin.start()
+    shared_standin.folder.chmod(0o755)
+    shared_standin.clear()
+    return shared_standin
+
+
+@pytest.fixture(scope="module")
+def shared_sendmail(shared_standin: StandIn, shared_world: World) -> Iterator[Sendmail]:
+    with ExitStack() as stack:
+        yield documented(stack, shared_standin, shared_world)
+
+
+@pytest.fixture
+def sendmail(shared_sendmail: Sendmail, standin: StandIn, world: World) -> Sendmail:
+    """The document's case 3a; a test that changes it takes `make`."""
+    return tidy(shared_sendmail, world)
+
+
+@pytest.fixture
+def make(standin: StandIn, world: World) -> Iterator[MakeSendmail]:
+    """Start a Sendmail of one's own; keyword arguments as for `Sendmail`."""
+    with ExitStack() as stack:
+        yield lambda **options: documented(stack, standin, world, **options)
+
+
+def documented(stack: ExitStack, milter: StandIn, around: World, **options: object) -> Sendmail:
+    """Start a Sendmail that has the document's names."""
+    standard: dict[str, object] = {
+        "milters": [milter.socket],
+        "next_hop": around.port,
+        "relay_domains": ["example.com"],
+        "srs_domains": [SRS_DOMAIN],
+        "reinject_port": stack.enter_context(reserved_port()),
+    }
+    return stack.enter_context(Sendmail(**(standard | options)))  # type: ignore[arg-type]
+
+
+def tidy(server: Sendmail, world: World) -> Sendmail:
+    """Forget the mail of the test before."""
+    server.discard_queue()
+    world.reset()
+    return server
+
+
+@pytest.fixture(scope="module")
+def shared_local(shared_standin: StandIn, shared_world: World) -> Iterator[Sendmail]:
+    with ExitStack() as stack:
+        yield documented(stack, shared_standin, shared_world, delivery="local")
+
+
+@pytest.fixture
+def local(shared_local: Sendmail, standin: StandIn, world: World) -> Sendmail:
+    """The document's case 3b."""
+    return tidy(shared_local, world)

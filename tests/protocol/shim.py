@@ -1,0 +1,59 @@
+"""The real daemon with a mistake put into it from outside, to see what it does about mistakes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from tests.harness.daemon import Config, Daemon
+
+# Raises for whoever has "boom" in the argument of the callback, in any of them.
+RAISES = """
+from aliasmilter.mta.session import Session
+
+def trapped(name):
+    method = getattr(Session, name)
+    def wrapper(self, *arguments, **options):
+        if any("boom-" + name in str(argument) for argument in arguments):
+            raise RuntimeError("boom\\nQUEUEID: accepted \\x1b[2J \\u202e")
+        return method(self, *arguments, **options)
+    setattr(Session, name, wrapper)
+
+for name in ("connected", "helo", "mail", "rcpt", "header", "body", "end_of_message"):
+    trapped(name)
+"""
+
+# The end of a message waits until there is a file "go" beside this one.
+WAITS = """
+import pathlib, time
+from aliasmilter.mta.session import Session
+
+folder = pathlib.Path(__file__).parent
+end_of_message = Session.end_of_message
+
+def wrapper(self, queue_id):
+    (folder / "waiting").touch()
+    while not (folder / "go").exists():
+        time.sleep(0.01)
+    return end_of_message(self, queue_id)
+
+Session.end_of_message = wrapper
+"""
+
+
+class ShimmedDaemon(Daemon):
+    """A daemon that runs some code of the test's before its own.
+
+    Args:
+        store_url: the Redis server.
+        shim: Python code.
+        config: settings by section.
+    """
+
+    def __init__(self, store_url: str, shim: str, config: Config | None = None) -> None:
+        super().__init__(store_url, config, files={"sitecustomize.py": shim})
+
+    def environment(self) -> Mapping[str, str]:
+        """The environment, in which Python finds the shim first."""
+        environment = dict(super().environment())
+        environment["PYTHONPATH"] = f"{self.folder}:{environment['PYTHONPATH']}"
+        return environment

@@ -1,0 +1,260 @@
+"""One socket, several workers: dying, stopping, starting again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from miltertest import MilterError
+
+from tests.harness.daemon import Daemon
+from tests.harness.mta_client import Mta, dial
+from tests.harness.redis import RedisServer
+from tests.harness.wait import LabError, wait_until
+from tests.protocol.conftest import load_rules
+from tests.protocol.shim import WAITS, ShimmedDaemon
+
+Start = Callable[..., Daemon]
+
+ADDED = [("<bob@example.com>",)]
+
+
+@contextmanager
+def paused(pid: int) -> Iterator[None]:
+    """A process that is stopped while the block runs."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def added(mta: Mta) -> list[tuple[str, ...]]:
+    """The recipients added to a whole new message to an alias."""
+    mta.mail()
+    assert mta.rcpt("<sales@example.com>").kind == "continue"
+    return mta.message().of("addrcpt")
+
+
+def session_of(daemon: Daemon, worker: int) -> Mta:
+    """A session that this one of two workers serves."""
+    (other,) = set(daemon.workers) - {worker}
+    with paused(other):
+        return Mta(daemon.socket)
+
+
+def gone(*pids: int) -> bool:
+    return not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+# Workers
+
+
+def test_two_workers_share_one_socket_and_both_serve(start: Start) -> None:
+    daemon = start()
+    first, second = daemon.workers
+    for worker in (first, second, first):
+        with session_of(daemon, worker) as mta:
+            assert added(mta) == ADDED
+    assert daemon.workers == [first, second]
+
+
+def test_a_worker_that_is_killed_is_replaced_and_the_sessions_of_the_other_go_on(
+    start: Start,
+) -> None:
+    daemon = start()
+    first, second = daemon.workers
+    with session_of(daemon, first) as lost, session_of(daemon, second) as kept:
+        lost.mail()
+        kept.mail()
+        os.kill(first, signal.SIGKILL)
+        with pytest.raises((MilterError, OSError)):
+            lost.rcpt("<sales@example.com>")
+        assert kept.rcpt("<sales@example.com>").kind == "continue"
+        assert kept.message().of("addrcpt") == ADDED
+        wait_until(lambda: len(daemon.workers) == 2, "the worker is replaced")
+        assert f"error: worker died pid={first} status=-9" in daemon.log
+    (new,) = set(daemon.workers) - {second}
+    with session_of(daemon, new) as mta:
+        assert added(mta) == ADDED
+
+
+def test_when_all_workers_are_killed_at_once_the_next_session_only_waits(start: Start) -> None:
+    daemon = start()
+    for worker in daemon.workers:
+        os.kill(worker, signal.SIGKILL)
+    with Mta(daemon.socket) as mta:
+        assert added(mta) == ADDED
+
+
+def test_the_worker_of_the_maps_is_replaced_too(start: Start) -> None:
+    daemon = start({"milter": {"workers": 1}, "socketmap": {"listen": "unix:map.sock"}})
+
+    def answer() -> bytes:
+        with dial(f"{daemon.folder}/map.sock") as connection:
+            connection.sendall(b"25:relay-domains example.com,")
+            return connection.recv(100)
+
+    assert answer() == b"14:OK example.com,"
+    for worker in daemon.workers:
+        os.kill(worker, signal.SIGKILL)
+    assert answer() == b"14:OK example.com,"
+    wait_until(lambda: len(daemon.workers) == 2, "both workers are replaced")
+
+
+# Stopping
+
+
+def test_sigterm_ends_all_in_order_and_removes_the_socket(start: Start) -> None:
+    daemon = start()
+    workers = daemon.workers
+    with Mta(daemon.socket) as mta:
+        assert added(mta) == ADDED
+    assert daemon.stop() == 0
+    assert gone(*workers)
+    assert not (daemon.folder / "milter.sock").exists()
+    assert daemon.log.splitlines()[-1] == "stopped"
+    assert "worker killed" not in daemon.log
+    assert "unfinished" not in daemon.log
+
+
+def test_a_message_that_is_being_decided_is_finished_before_the_end(redis: RedisServer) -> None:
+    load_rules(redis)
+    with ShimmedDaemon(redis.url, WAITS) as daemon:
+        with Mta(daemon.socket) as mta:
+            mta.mail()
+            mta.rcpt("<sales@example.com>")
+            mta.content([("From", " alice@bank.example")])
+            mta.send("E", b"")
+            wait_until((daemon.folder / "waiting").exists, "the end of the message is decided")
+            daemon.signal(signal.SIGTERM)
+            # libmilter gives up waiting for callbacks after 5 s: then the idle worker is gone.
+            wait_until(lambda: len(daemon.workers) == 1, "the idle worker ends", 15)
+            (daemon.folder / "go").touch()
+            ending = mta.ending()
+        assert daemon.process is not None
+        assert daemon.process.wait(20) == 0
+        assert ending.answer.kind == "continue"
+        assert ending.of("delrcpt") == [("<sales@example.com>",)]
+        assert ending.of("addrcpt") == ADDED
+        assert "accepted" in daemon.log
+        assert "unfinished" not in daemon.log
+
+
+def test_the_workers_end_when_the_supervisor_is_killed_and_a_new_one_takes_over(
+    start: Start,
+) -> None:
+    daemon = start()
+    workers = daemon.workers
+    with Mta(daemon.socket) as mta:
+        assert added(mta) == ADDED
+    os.kill(daemon.pid, signal.SIGKILL)
+    wait_until(lambda: gone(*workers), "the workers end", 15)
+    daemon.kill()
+    assert (daemon.folder / "milter.sock").is_socket(), "nobody was left to remove it"
+    daemon.start()
+    with Mta(daemon.socket) as mta:
+        assert added(mta) == ADDED
+
+
+# Starting
+
+
+def test_a_stale_socket_is_replaced(start: Start) -> None:
+    daemon = start()
+    daemon.kill()
+    stale = (daemon.folder / "milter.sock").stat().st_ino
+    daemon.start()
+    assert (daemon.folder / "milter.sock").stat().st_ino != stale
+    with Mta(daemon.socket) as mta:
+        assert added(mta) == ADDED
+
+
+def test_the_live_socket_of_another_process_is_refused_and_left_alone(start: Start) -> None:
+    daemon = start()
+    identity = (daemon.folder / "milter.sock").stat()
+    second = daemon.run("run")
+    assert second.returncode == 2
+    path = f"{daemon.folder}/milter.sock"
+    assert second.stderr == f"alias-milter: socket unix:{path}: another process listens there\n"
+    assert (daemon.folder / "milter.sock").stat().st_ino == identity.st_ino
+    with Mta(daemon.socket) as mta:
+        assert added(mta) == ADDED
+
+
+def test_a_taken_port_is_refused(start: Start) -> None:
+    daemon = start(inet=True)
+    second = daemon.run("run")
+    assert second.returncode == 2
+    assert f"socket inet:{daemon.port}@127.0.0.1: Address already in use" in second.stderr
+    with Mta(daemon.socket) as mta:
+        assert added(mta) == ADDED
+
+
+def test_sigint_leaves_a_socket_file_alone_that_is_another_process_s_by_now(start: Start) -> None:
+    daemon = start()
+    path = daemon.folder / "milter.sock"
+    path.unlink()
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(path))
+        other.listen()
+        daemon.signal(signal.SIGINT)
+        assert daemon.process is not None
+        assert daemon.process.wait(20) == 0
+        assert path.is_socket()
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "link"])
+def test_what_is_no_socket_is_refused_and_left_alone(
+    start: Start, tmp_path: Path, kind: str
+) -> None:
+    path, target = tmp_path / "m", tmp_path / "target"
+    target.write_text("precious")
+    if kind == "file":
+        path.write_text("precious")
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to(target)
+    with pytest.raises(LabError, match="status 2") as caught:
+        start({"milter": {"socket": f"unix:{path}"}})
+    assert f"socket unix:{path}: there is something that is no socket" in str(caught.value)
+    assert path.is_dir() if kind == "folder" else path.read_text() == "precious"
+
+
+def test_a_folder_that_is_not_there_is_named(start: Start) -> None:
+    with pytest.raises(LabError, match="status 2") as caught:
+        start({"milter": {"socket": "unix:/nonexistent/milter.sock"}})
+    where = "unix:/nonexistent/milter.sock: No such file or directory"
+    assert where in str(caught.value)
+
+
+def test_the_socket_has_the_mode_and_the_group_of_the_configuration(
+    start: Start, redis: RedisServer, a_group: tuple[str, int]
+) -> None:
+    name, number = a_group
+    daemon = start({"milter": {"socket_mode": "0620", "socket_group": name}})
+    status = (daemon.folder / "milter.sock").stat()
+    assert status.st_mode & 0o777 == 0o620
+    assert status.st_gid == number
+
+
+def test_the_service_manager_is_told_of_start_reload_and_stop(
+    redis: RedisServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.settimeout(15)
+        manager.bind(str(tmp_path / "notify"))
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        with Daemon(redis.url, {"milter": {"workers": 1}}) as daemon:
+            assert manager.recv(100) == b"READY=1"
+            daemon.reload()
+            assert manager.recv(100).startswith(b"RELOADING=1\nMONOTONIC_USEC=")
+            assert manager.recv(100) == b"READY=1"
+            daemon.signal(signal.SIGTERM)
+            assert manager.recv(100) == b"STOPPING=1"

@@ -1,0 +1,108 @@
+"""Addresses: what is one, and what two of them have in common."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aliasmilter.mail.address import (
+    Address,
+    AddressError,
+    parse_address,
+    parse_path,
+    split_subaddress,
+)
+
+ODD = st.text(alphabet='ab.@<>"\\ +:[]\x00\r\n\u00e4\u202e-', max_size=40)
+
+
+@given(st.one_of(ODD, st.text()))
+def test_any_text_is_an_address_or_an_address_error(text: str) -> None:
+    try:
+        address = parse_address(text)
+    except AddressError:
+        return
+    assert parse_address(str(address)) == address
+    assert not set(str(address)) & set("\r\n\x00")
+
+
+@given(st.one_of(st.binary(max_size=60), ODD.map(lambda t: t.encode("utf-8", "replace"))))
+def test_any_octets_are_a_path_or_an_address_error(octets: bytes) -> None:
+    try:
+        address = parse_path(octets)
+    except AddressError:
+        return
+    if address and address.domain:
+        assert parse_path(address.path.encode()) == address
+
+
+@pytest.mark.parametrize(
+    ("text", "local", "domain"),
+    [
+        ("bob@example.com", "bob", "example.com"),
+        ("Bob@EXAMPLE.com", "Bob", "example.com"),
+        ('"john doe"@example.com', "john doe", "example.com"),
+        ('"a@b"@example.com', "a@b", "example.com"),
+        (r'"a\"b"@example.com', 'a"b', "example.com"),
+        ('"bob"@example.com', "bob", "example.com"),
+        ("bob@b\u00fccher.example", "bob", "xn--bcher-kva.example"),
+        ("j\u00f6rg@example.com", "j\u00f6rg", "example.com"),
+        ("bob@[192.0.2.1]", "bob", "[192.0.2.1]"),
+        ("bob@[IPv6:2001:db8::1]", "bob", "[IPv6:2001:db8::1]"),
+        ("bob@localhost", "bob", "localhost"),
+        ("a+b@example.com", "a+b", "example.com"),
+    ],
+)
+def test_what_is_an_address(text: str, local: str, domain: str) -> None:
+    assert parse_address(text) == Address(local, domain)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *["bob", "bob@", "@example.com", "a@b@c.example", "a..b@example.com", ".a@example.com"],
+        *["a.@example.com", "bob@example..com", "bob@-x.example", "bob@x-.example", "bob@x_.-y"],
+        *["bob@example.com.", "bob@[1.2.3]", "bob@[192.0.2.1"],
+        "",
+        "a b@example.com",
+        "x" * 257 + "@example.com",
+        "bob@" + "x" * 64 + ".example",
+        "b\x00b@example.com",
+        "b\x85b@example.com",
+    ],
+)
+def test_what_is_none(text: str) -> None:
+    with pytest.raises(AddressError):
+        parse_address(text)
+
+
+@pytest.mark.parametrize(
+    ("path", "address"),
+    [
+        (b"<>", None),
+        (b"", None),
+        (b"<@a.example,@b.example:bob@example.com>", Address("bob", "example.com")),
+        (b"bob@example.com", Address("bob", "example.com")),
+        (b"<postmaster>", Address("postmaster", "")),
+    ],
+)
+def test_paths(path: bytes, address: Address | None) -> None:
+    assert parse_path(path) == address
+
+
+def test_a_sender_may_have_dots_where_a_recipient_may_not() -> None:
+    assert str(parse_path(b"<a..b.@example.com>", any_dots=True)) == "a..b.@example.com"
+    with pytest.raises(AddressError):
+        parse_path(b"<a..b.@example.com>")
+
+
+def test_case_and_unicode_form_do_not_tell_two_people_apart() -> None:
+    assert parse_address("BOB@Example.com").key == parse_address("bob@example.COM").key
+    assert parse_address("j\u00f6@x.example").key == parse_address("jo\u0308@x.example").key
+
+
+def test_a_subaddress_begins_at_the_first_delimiter() -> None:
+    assert split_subaddress("sales+a+b", "+") == ("sales", "a+b")
+    assert split_subaddress("+a", "+") is None
+    assert split_subaddress("sales+a", "") is None

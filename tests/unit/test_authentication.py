@@ -1,0 +1,204 @@
+"""All methods together: results as values and as text, one deadline, and who is refused."""
+
+import time
+
+import pytest
+from authres import AuthenticationResultsHeader
+
+from aliasmilter.forwarding.arc import Sealed, seal
+from aliasmilter.forwarding.authentication import (
+    Client,
+    Limits,
+    evaluate,
+    is_refused,
+    results_header,
+)
+from aliasmilter.forwarding.dns import Resolver
+from aliasmilter.forwarding.results import (
+    ArcResult,
+    ArcSetResult,
+    DkimResult,
+    DmarcResult,
+    Results,
+    SpfResult,
+    Verdict,
+)
+from aliasmilter.mail.message import HeaderField, Message
+from tests.harness.dns import DnsServer, Fault, Zone, ZoneResolver
+from tests.harness.signing import (
+    AUTHSERV,
+    NOW,
+    PLAIN,
+    key_zone,
+    our_sealer,
+    put_on,
+    seal_by_dkimpy,
+    sign_dkim,
+    verify_by_dkimpy,
+)
+
+ZONE: Zone = {
+    **key_zone("s.example.org", "arc.list.example", "arc.fwd.example"),
+    "example.org": {"TXT": ["v=spf1 ip4:192.0.2.1 -all"]},
+    "_dmarc.example.org": {"TXT": ["v=DMARC1; p=reject"]},
+}
+CLIENT = Client("192.0.2.1", "mx.example.org")
+SENDER = "alice@example.org"
+
+
+def check(message: Message, client: Client = CLIENT, sender: str = SENDER) -> Results:
+    return evaluate(message, client, sender, ZoneResolver(ZONE).lookup(5), now=NOW)
+
+
+def test_all_results_of_a_good_message() -> None:
+    results = check(sign_dkim(PLAIN))
+    assert results.spf == SpfResult(Verdict.PASS, "example.org")
+    assert [each.verdict for each in results.dkim] == [Verdict.PASS]
+    assert results.arc == ArcResult(Verdict.NONE)
+    assert results.dmarc == DmarcResult(Verdict.PASS, "example.org", "reject")
+
+
+def test_the_text_is_what_authres_reads() -> None:
+    results = check(sign_dkim(PLAIN), Client("2001:db8::1", "x"))
+    text = results_header(results, AUTHSERV)
+    assert text.startswith(b" mx.example.net;\n\tarc=none ")
+    header = AuthenticationResultsHeader.parse_value(text.decode().replace("\n", ""))
+    found = {result.method: result for result in header.results}
+    assert header.authserv_id == AUTHSERV
+    assert {name: result.result for name, result in found.items()} == {
+        "arc": "none",
+        "spf": "fail",
+        "dkim": "pass",
+        "dmarc": "pass",
+    }
+    assert found["spf"].smtp_mailfrom == "example.org"
+    assert found["dkim"].header_d == "example.org"
+
+
+def test_no_results_are_none() -> None:
+    assert results_header(Results(), AUTHSERV) == b" mx.example.net;\n\tnone"
+
+
+def test_row_15_nothing_of_a_hostile_signature_gets_into_the_text() -> None:
+    value = (
+        b' v=1; a=rsa-sha256; d=example.net(.example.com; s="; arc=pass; h=from; bh=AAAA; b=AAAA'
+    )
+    results = check(PLAIN.with_fields_on_top([HeaderField(b"DKIM-Signature", value)]))
+    text = results_header(results, AUTHSERV)
+    assert b"example.com" not in text.replace(b"dmarc", b"")
+    assert b"(" not in text
+    assert b"\tarc=pass" not in text
+
+
+def test_row_15_nothing_of_a_hostile_sender_gets_into_the_text() -> None:
+    for sender in ('"a b; dkim=pass header.d=bank.example"@example.org', "a@x;dkim=pass", "a@(b"):
+        text = results_header(check(PLAIN, sender=sender), AUTHSERV)
+        assert b"dkim=pass" not in text
+        assert b"(" not in text
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [],
+        [b" a@example.org", b" b@example.org"],
+        [b" a@b@c"],
+        [b" " + b"(" * 3000 + b")" * 3000],
+        [b"\xff" * 1000],
+        [b""],
+    ],
+)
+def test_row_12_a_broken_from_is_a_permerror_and_no_more(values: list[bytes]) -> None:
+    others = tuple(field for field in PLAIN.headers if field.key != b"from")
+    message = Message(tuple(HeaderField(b"From", v) for v in values) + others, PLAIN.body)
+    results = check(message)
+    assert results.dmarc is not None
+    assert results.dmarc.verdict is Verdict.PERMERROR
+    assert b"dmarc=permerror" in results_header(results, AUTHSERV)
+    assert not is_refused(results, ())
+    seal(message, results, AUTHSERV, our_sealer(), now=NOW)
+
+
+def test_the_number_of_signatures_is_a_setting() -> None:
+    signed = sign_dkim(PLAIN)
+    many = Message(signed.headers[:1] * 20 + signed.headers[1:], signed.body)
+    lookup = ZoneResolver(ZONE).lookup(5)
+    results = evaluate(many, CLIENT, SENDER, lookup, now=NOW, limits=Limits(signatures=3))
+    assert len(results.dkim) == 3
+
+
+@pytest.mark.parametrize("fault", [Fault.SERVFAIL, Fault.SILENCE])
+def test_row_16_all_of_it_ends_within_one_deadline(fault: Fault) -> None:
+    message = seal_by_dkimpy(sign_dkim(PLAIN), "list.example", "none")
+    with DnsServer(ZONE) as server:
+        server.faults["*"] = fault
+        started = time.monotonic()
+        lookup = Resolver([server.address]).lookup(0.4)
+        results = evaluate(message, CLIENT, SENDER, lookup, now=NOW)
+        assert time.monotonic() - started < 0.7
+    assert results.spf is not None
+    assert results.arc is not None
+    assert results.dmarc is not None
+    assert results.spf.verdict is Verdict.TEMPERROR
+    assert [each.verdict for each in results.dkim] == [Verdict.TEMPERROR]
+    assert results.arc.verdict is Verdict.TEMPERROR
+    assert results.dmarc.verdict is Verdict.TEMPERROR
+    assert not is_refused(results, ())
+
+
+def test_a_message_is_evaluated_sealed_and_evaluated_at_the_next_hop() -> None:
+    with DnsServer(ZONE) as server:
+        resolver = Resolver([server.address])
+        first = seal_by_dkimpy(sign_dkim(PLAIN), "list.example", "none")
+        results = evaluate(first, CLIENT, SENDER, resolver.lookup(5), now=NOW)
+        second = put_on(first, seal(first, results, AUTHSERV, our_sealer(), now=NOW))
+        assert verify_by_dkimpy(second, server)[0] == "pass"
+        results = evaluate(second, CLIENT, SENDER, resolver.lookup(5), now=NOW)
+        assert results.arc is not None
+        assert results.arc.sealers == ("list.example", "fwd.example")
+
+
+def test_the_body_is_hashed_once_for_all() -> None:
+    message = sign_dkim(PLAIN, canonicalize=(b"relaxed", b"relaxed"))
+    results = check(message)
+    assert set(message.digests) == {"relaxed"}
+    message.digests["relaxed"] = b"kept"
+    sealed = seal(message, results, AUTHSERV, our_sealer(), now=NOW)
+    assert isinstance(sealed, Sealed)
+    assert b"bh=a2VwdA==" in sealed.fields[1].value
+
+
+# Mail that fails DMARC
+
+
+def failing(policy: str = "reject", arc: ArcResult | None = None) -> Results:
+    return Results(arc=arc, dmarc=DmarcResult(Verdict.FAIL, "example.org", policy))
+
+
+def chain_by(*domains: str, verdict: Verdict = Verdict.PASS) -> ArcResult:
+    return ArcResult(verdict, tuple(ArcSetResult(n, d) for n, d in enumerate(domains, 1)))
+
+
+def test_mail_that_fails_under_reject_is_refused() -> None:
+    assert is_refused(failing(), ())
+    assert not is_refused(failing("quarantine"), ())
+    assert not is_refused(failing("none"), ())
+
+
+@pytest.mark.parametrize("verdict", [v for v in Verdict if v is not Verdict.FAIL])
+def test_nothing_else_is_refused(verdict: Verdict) -> None:
+    assert not is_refused(Results(dmarc=DmarcResult(verdict, "example.org", "reject")), ())
+    assert not is_refused(Results(dkim=(DkimResult(verdict),)), ())
+
+
+def test_a_trusted_sealer_vouches() -> None:
+    assert not is_refused(failing(arc=chain_by("list.example")), ["List.Example"])
+    assert not is_refused(failing(arc=chain_by("x.example", "list.example")), ["list.example"])
+
+
+def test_nobody_else_does() -> None:
+    assert is_refused(failing(arc=chain_by("list.example")), ["other.example"])
+    assert is_refused(failing(arc=chain_by("list.example", verdict=Verdict.FAIL)), ["list.example"])
+    assert is_refused(failing(arc=ArcResult(Verdict.PASS)), ["list.example"])
+    # The last sealer could have taken the trusted set from another message.
+    assert is_refused(failing(arc=chain_by("list.example", "evil.example")), ["list.example"])

@@ -1,0 +1,192 @@
+"""The commands: what they print, and their exit status."""
+
+from __future__ import annotations
+
+import re
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from aliasmilter.cli import commands
+from aliasmilter.config import ConfigError
+from aliasmilter.mail.message import Message
+from tests.harness.daemon import toml
+from tests.harness.dns import DnsServer
+from tests.harness.redis import RedisServer
+from tests.harness.signing import key, key_zone, pem, sign_dkim
+from tests.harness.smtp import message
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def config(tmp_path: Path, redis: RedisServer) -> Path:
+    (tmp_path / "srs.secrets").write_text("a secret that is long enough\n")
+    (tmp_path / "srs.secrets").chmod(0o600)
+    (tmp_path / "arc.pem").write_bytes(pem(key()))
+    (tmp_path / "arc.pem").chmod(0o600)
+    file = tmp_path / "alias-milter.toml"
+    file.write_text(settings(redis.url))
+    return file
+
+
+def settings(url: str, nameserver: str = "127.0.0.1:1") -> str:
+    arc = {"domain": "example.net", "selector": "arc", "key_file": "arc.pem"}
+    return toml(
+        {
+            "store": {"url": url},
+            "mail": {"hostname": "mx.example.net"},
+            "srs": {"domain": "fwd.example.net", "secrets_file": "srs.secrets"},
+            "arc": arc,
+            "dns": {"nameservers": [nameserver], "timeout": 1.0},
+            "quarantine": {"mailbox": "quarantine@example.com"},
+        }
+    )
+
+
+@pytest.fixture
+def run(config: Path) -> Run:
+    def invoke(*args: str, stdin: bytes = b"") -> Result:
+        return CliRunner().invoke(commands, [*args, "-c", str(config)], input=stdin)
+
+    return invoke
+
+
+def test_check_finds_every_mistake_and_names_key_and_field(run: Run, redis: RedisServer) -> None:
+    redis.cli(
+        stdin="""HSET domain:example.com unknown reject quarantine q@far.example
+HSET alias:example.com bob bob@example.com Up bob@example.com bad nonsense a b@example.com
+HSET alias:example.com b a@example.com lost nix@example.com old "bob@example.com expires=2020-01-01"
+HSET alias:example.com both "bob@example.com me@gmail.example"
+HSET alias:key.example * bob@example.com
+HSET domain:typo.example unkown pass
+HSET domain:second.example alias_of nowhere.example
+HSET domain:key.example arc_selector other srs_domain nobody.example
+SET alias:typo.example x
+HSET alias:orphan.example x bob@example.com
+HSET domain:B.example unknown reject
+"""
+    )
+    result = run("check")
+    assert result.exit_code == 1
+    for finding in (
+        "error: alias:example.com Up: never found",
+        "error: alias:example.com bad: unknown word 'nonsense'",
+        "error: alias:example.com a: cycle: a@example.com -> b@example.com",
+        "error: alias:example.com lost: dangling: ",
+        "warning: alias:example.com old: expired on 2020-01-01",
+        "warning: alias:example.com both: targets here and on other systems",
+        "warning: alias:key.example *: a catch-all never reaches a real inbox",
+        "error: domain:typo.example: field unkown: no such setting",
+        "error: domain:second.example alias_of: nowhere.example is not managed",
+        "error: domain:key.example arc_domain, arc_selector: there is no key",
+        "warning: domain:key.example srs_domain: nobody.example is not managed",
+        "warning: domain:example.com quarantine: q@far.example is on another system",
+        "error: alias:typo.example: holds another type than a hash",
+        "error: alias:orphan.example: the domain is not managed",
+        "error: domain:B.example: never found",
+    ):
+        assert finding in result.output, result.output
+
+
+def test_check_is_content_with_good_rules(run: Run, redis: RedisServer) -> None:
+    redis.cli("HSET", "domain:example.com", "unknown", "reject")
+    redis.cli("HSET", "alias:example.com", "bob", "bob@example.com", "sales", "bob@example.com")
+    result = run("check")
+    assert result.exit_code == 0, result.output
+    assert "1 domains, 2 rules: 0 errors, 0 warnings" in result.output
+
+
+def test_check_says_when_redis_is_away_and_a_key_is_open_to_others(run: Run, config: Path) -> None:
+    (config.parent / "arc.pem").chmod(0o644)
+    config.write_text(settings("redis://127.0.0.1:1/0"))
+    result = run("check")
+    assert result.exit_code == 1
+    assert "error: [store] url: Redis: " in result.output
+    assert "arc.pem: mode 0644, others can read" in result.output
+
+
+def test_resolve_shows_the_way_step_by_step(run: Run, redis: RedisServer) -> None:
+    redis.cli("HSET", "domain:example.com", "unknown", "reject")
+    redis.cli("HSET", "alias:example.com", "bob", "bob@example.com", "sales", "bob@example.com")
+    result = run("resolve", "sales+x@example.com")
+    assert result.exit_code == 0
+    assert "[alias:example.com sales] bob@example.com" in result.output
+    assert "delivered to: bob+x@example.com" in result.output
+    result = run("resolve", "nobody@example.com")
+    assert result.exit_code == 1
+    assert "answer: 550 5.1.1" in result.output
+    assert run("resolve", "no address").exit_code == 2
+
+
+def test_srs_forward_and_reverse(run: Run) -> None:
+    made = run("srs", "forward", "alice@bank.example").output.strip()
+    assert made.endswith("=bank.example=alice@fwd.example.net")
+    assert run("srs", "reverse", made).output.strip() == "alice@bank.example"
+    forged = run("srs", "reverse", made.replace("alice", "mallory"))
+    assert forged.exit_code == 1
+    assert "srs-forged" in forged.output
+    assert run("srs", "forward", "x" * 60 + "@bank.example").exit_code == 1
+
+
+def test_keygen_writes_a_private_file_and_prints_the_record(run: Run, config: Path) -> None:
+    result = run("keygen", "new.example", "s1")
+    assert result.exit_code == 0
+    file = config.parent / "new.example" / "s1.pem"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert "s1._domainkey.new.example. IN TXT (" in result.output
+    before = file.read_bytes()
+    assert run("keygen", "new.example", "s1").exit_code == 1
+    assert file.read_bytes() == before
+
+
+def test_what_arc_seal_prints_arc_verify_passes(run: Run, config: Path, redis: RedisServer) -> None:
+    with DnsServer(key_zone("arc.example.net", "s.bank.example")) as dns:
+        config.write_text(settings(redis.url, dns.address))
+        plain = sign_dkim(Message.parse(message()), "bank.example").as_bytes()
+        assert run("arc", "verify", "-", stdin=plain).exit_code == 1
+        sealed = run("arc", "seal", "-", stdin=plain)
+        assert sealed.exit_code == 0
+        again = run("arc", "seal", "-", stdin=sealed.stdout_bytes)
+        verified = run("arc", "verify", "-", stdin=again.stdout_bytes)
+        assert verified.exit_code == 0, verified.output
+        assert re.search(r"i=2 d=example.net s=arc: seal pass, message signature pass",
+                         verified.output)  # fmt: skip
+        broken = run("arc", "verify", "-", stdin=again.stdout_bytes.replace(b"Hello", b"Hallo"))
+        assert broken.exit_code == 1
+        assert "arc=fail" in broken.output
+
+
+def test_arc_seal_says_why_a_message_gets_no_seal(run: Run) -> None:
+    result = run("arc", "seal", "-", stdin=b"To: x@y.example\n\nhello\n")
+    assert result.exit_code == 1
+    assert "no From field" in result.output
+    assert run("arc", "verify", "/no/such/file").exit_code == 2
+
+
+def test_auth_says_what_verify_mode_would_say(run: Run, config: Path, redis: RedisServer) -> None:
+    zone = key_zone("s.bank.example")
+    zone["bank.example"] = {"TXT": ["v=spf1 ip4:192.0.2.10 -all"]}
+    zone["_dmarc.bank.example"] = {"TXT": ["v=DMARC1; p=reject"]}
+    with DnsServer(zone) as dns:
+        config.write_text(settings(redis.url, dns.address))
+        who = ("--helo", "client.example", "--from", "alice@bank.example")
+        signed = sign_dkim(Message.parse(message()), "bank.example").as_bytes()
+        result = run("auth", "--ip", "192.0.2.10", *who, "-", stdin=signed)
+        assert result.exit_code == 0, result.output
+        for found in ("spf=pass", "dkim=pass", "dmarc=pass"):
+            assert found in result.output
+        result = run("auth", "--ip", "198.51.100.1", *who, "-", stdin=message())
+        assert result.exit_code == 1
+        assert "dmarc=fail" in result.output
+    assert run("auth", "--ip", "nonsense", *who, "-", stdin=signed).exit_code == 2
+
+
+def test_a_configuration_error_is_raised_for_main_to_tell(config: Path) -> None:
+    config.write_text("[srs]\n")
+    result = CliRunner().invoke(commands, ["check", "-c", str(config)])
+    assert isinstance(result.exception, ConfigError)
+    assert "[srs] domain: missing" in str(result.exception)

@@ -1,0 +1,78 @@
+"""The configuration: every mistake named, with file and key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from aliasmilter.config import ConfigError, load, load_secrets
+
+GOOD = '[srs]\ndomain = "fwd.example.net"\nsecrets_file = "srs.secrets"\n'
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "alias-milter.toml"
+
+
+def test_sections_with_defaults_may_be_left_out(file: Path) -> None:
+    file.write_text(GOOD)
+    config = load(file)
+    assert config.store.timeout == 1.0
+    assert config.srs.secrets_file == file.parent / "srs.secrets"
+    assert not config.arc.enabled
+
+
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [
+        ("[milter]\nworker = 2", "[milter] worker: no such key"),
+        ("[mitler]\nworkers = 2", "[mitler]: no such section"),
+        ('[milter]\nworkers = "2"', "[milter] workers: "),
+        ('[milter]\nsocket = "/run/x"', "[milter] socket: "),
+        ('[milter]\nsocket_mode = "rw"', "[milter] socket_mode: "),
+        ('[milter]\nsocket_group = "no such group"', "[milter] socket_group: "),
+        ('[store]\nurl = "http://x"', "[store] url: "),
+        ("[store]\ntimeout = 0", "[store] timeout: "),
+        ('[mail]\nlocal_domains = ["a b"]', "[mail] local_domains.0: "),
+        ('[mail]\ndelimiter = "++"', "[mail] delimiter: "),
+        ('[reinject]\nserver = "localhost"', "[reinject] server: "),
+        ("[arc]\nenabled = true", "[arc]: domain, selector, key_file missing"),
+        ('[authentication]\nmode = "guess"', "[authentication] mode: "),
+        ('[dns]\nnameservers = ["ns.example"]', "[dns] nameservers.0: "),
+        ('[quarantine]\nmailbox = "q"', "[quarantine] mailbox: "),
+        ('[log]\nformat = "xml"', "[log] format: "),
+        ("[log]\nlevel = 1\nlevel = 2", "overwrite"),
+        ("[log", ""),
+    ],
+)
+def test_a_mistake_names_file_and_key(file: Path, text: str, where: str) -> None:
+    file.write_text(GOOD + text + "\n")
+    with pytest.raises(ConfigError) as error:
+        load(file)
+    (problem,) = error.value.problems
+    assert problem.startswith(f"{file}: ")
+    assert where in problem
+
+
+def test_all_mistakes_are_told_at_once(file: Path) -> None:
+    file.write_text("[milter]\nfoo = 1\n[log]\nlevel = 2\n")
+    with pytest.raises(ConfigError) as error:
+        load(file)
+    assert len(error.value.problems) == 3
+
+
+def test_a_file_that_is_not_there_is_named(file: Path) -> None:
+    with pytest.raises(ConfigError, match="No such file"):
+        load(file)
+
+
+def test_secrets_one_a_line_and_at_least_one(file: Path) -> None:
+    file.write_text("new\n\nold\n")
+    assert load_secrets(file) == ["new", "old"]
+    file.write_text("\n")
+    with pytest.raises(ConfigError, match="no secret in it"):
+        load_secrets(file)
+    with pytest.raises(ConfigError, match="No such file"):
+        load_secrets(file.parent / "other")

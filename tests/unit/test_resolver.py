@@ -1,0 +1,184 @@
+"""Where a recipient goes."""
+
+from __future__ import annotations
+
+from datetime import date
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aliasmilter.mail.address import parse_address
+from aliasmilter.mail.replies import Reason
+from aliasmilter.routing.decision import Decision, Policy
+from aliasmilter.routing.lookup import Unavailable
+from aliasmilter.routing.resolver import MAX_ADDRESSES, MAX_DEPTH, resolve
+from tests.unit.fakes import Store
+
+DAY = date(2026, 11, 1)
+POLICY = Policy(
+    local_domains=frozenset({"local.example"}), quarantine=parse_address("q@example.net")
+)
+RULES = {
+    "example.com": {
+        "bob": "bob@example.com",
+        "carol": "carol@example.com, dan@example.com",
+        "dan": "dan@example.com, carol@example.com",
+        "sales": "bob@example.com",
+        "team": "bob@example.com sales@example.com carol@example.com",
+        "out": "me@gmail.example",
+        "both": "bob@example.com me@gmail.example",
+        "local": "x@local.example",
+        "same": "@new.example",
+        "dash": "bob@dash.example",
+        "gone": "disabled",
+        "old": "bob@example.com expires=2026-10-31",
+        "today": "bob@example.com expires=2026-11-01",
+        "drop": "discard",
+        "some": "gone@example.com bob@example.com drop@example.com",
+        "none": "gone@example.com drop@example.com",
+        "wait": "bob@example.com later@example.com",
+        "later": "defer",
+        "dangling": "nobody@example.com",
+        "invalid": "nonsense",
+        "toinvalid": "bob@example.com invalid@example.com",
+        "a": "b@example.com",
+        "b": "c@example.com",
+        "c": "a@example.com",
+        "spam": "quarantine",
+    },
+    "new.example": {"same": "same@new.example", "*": "quarantine"},
+    "catch.example": {"*": "bob@example.com"},
+    "move.example": {"*": "@example.com"},
+    "old.example": {},
+    "lost.example": {},
+    "dash.example": {"bob": "bob@dash.example"},
+    "pass.example": {},
+    "bad.example": {"x": "x@bad.example"},
+}
+SETTINGS = {
+    "old.example": {"alias_of": "example.com"},
+    "lost.example": {"alias_of": "elsewhere.example"},
+    "dash.example": {"delimiter": "-"},
+    "pass.example": {"unknown": "pass"},
+    "bad.example": {"unkown": "pass"},
+}
+
+
+def decide(address: str, policy: Policy = POLICY) -> Decision:
+    return resolve(parse_address(address), Store(RULES, SETTINGS), policy, DAY)
+
+
+def finals(decision: Decision) -> list[str]:
+    marks = [("!" if f.leaves else "") + ("~" if f.held else "") for f in decision.finals]
+    return [f"{f.address}{m}" for f, m in zip(decision.finals, marks, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("address", "reason", "reached"),
+    [
+        ("bob@example.com", "mailbox", ["bob@example.com"]),
+        ("BOB@example.com", "mailbox", ["BOB@example.com"]),
+        ("bob+x@example.com", "mailbox", ["bob+x@example.com"]),
+        ("sales@example.com", "alias", ["bob@example.com"]),
+        ("sales+x@example.com", "alias", ["bob+x@example.com"]),
+        ("team@example.com", "alias", ["bob@example.com", "carol@example.com", "dan@example.com"]),
+        ("carol@example.com", "alias", ["carol@example.com", "dan@example.com"]),
+        ("out+x@example.com", "alias", ["me@gmail.example!"]),
+        ("both@example.com", "alias", ["bob@example.com", "me@gmail.example!"]),
+        ("local+x@example.com", "alias", ["x+x@local.example"]),
+        ("same+x@example.com", "alias", ["same+x@new.example"]),
+        ("dash+x@example.com", "alias", ["bob-x@dash.example"]),
+        ("today@example.com", "alias", ["bob@example.com"]),
+        ("some@example.com", "alias", ["bob@example.com"]),
+        ("sales+x@old.example", "alias", ["bob+x@example.com"]),
+        ("sales@move.example", "alias", ["bob@example.com"]),
+        ("me@gmail.example", "unmanaged", ["me@gmail.example"]),
+        ("x@pass.example", "passed", ["x@pass.example"]),
+        ("guess@new.example", "catch-all", ["q@example.net"]),
+        ("guess@catch.example", "catch-all", ["q@example.net"]),
+        ("spam@example.com", "quarantined", ["q@example.net"]),
+        ("none@example.com", "discarded", []),
+        ("drop@example.com", "discarded", []),
+        ("nobody@example.com", "unknown", []),
+        ("nobody@old.example", "unknown", []),
+        ("nobody@move.example", "unknown", []),
+        ("gone@example.com", "disabled", []),
+        ("old@example.com", "expired", []),
+        ("wait@example.com", "deferred", []),
+        ("dangling@example.com", "dangling", []),
+        ("invalid@example.com", "invalid-rule", []),
+        ("toinvalid@example.com", "invalid-rule", []),
+        ("a@example.com", "cycle", []),
+        ("x@bad.example", "invalid-rule", []),
+        ("x@lost.example", "invalid-rule", []),
+        ("*@example.com", "unknown", []),
+    ],
+)
+def test_where_addresses_go(address: str, reason: str, reached: list[str]) -> None:
+    decision = decide(address)
+    assert (decision.reason.value, finals(decision)) == (reason, reached)
+
+
+def test_hold_leaves_the_address_or_takes_the_targets_of_the_rule() -> None:
+    hold = Policy(hold=True)
+    assert finals(decide("guess@new.example", hold)) == ["guess@new.example~"]
+    assert finals(decide("guess@catch.example", hold)) == ["bob@example.com~"]
+    assert decide("guess@catch.example", hold).reason is Reason.CATCH_ALL
+
+
+def test_a_quarantine_without_a_mailbox_waits() -> None:
+    assert decide("guess@new.example", Policy()).reason is Reason.INVALID_RULE
+
+
+def test_a_mistake_names_key_and_field() -> None:
+    assert decide("invalid@example.com").problem.startswith("alias:example.com invalid: ")
+    assert decide("x@bad.example").problem.startswith("domain:bad.example: field unkown")
+    assert decide("a@example.com").problem == (
+        "a@example.com -> b@example.com -> c@example.com -> a@example.com"
+    )
+
+
+@pytest.mark.parametrize(("length", "reason"), [(MAX_DEPTH, "alias"), (MAX_DEPTH + 1, "too-deep")])
+def test_ten_levels_and_no_more(length: int, reason: str) -> None:
+    chain = {f"c{n}": f"c{n + 1}@example.com" for n in range(length)}
+    chain[f"c{length}"] = f"c{length}@example.com"
+    decision = resolve(parse_address("c0@example.com"), Store({"example.com": chain}), POLICY, DAY)
+    assert decision.reason.value == reason
+
+
+def test_a_fan_out_is_bounded() -> None:
+    wide = {"w": " ".join(f"x{n}@gmail.example" for n in range(501))}
+    decision = resolve(parse_address("w@example.com"), Store({"example.com": wide}), POLICY, DAY)
+    assert decision.reason is Reason.TOO_WIDE
+
+
+def test_a_store_that_is_away_is_not_an_unknown_address() -> None:
+    store = Store(RULES)
+    store.down = True
+    with pytest.raises(Unavailable):
+        resolve(parse_address("bob@example.com"), store, POLICY, DAY)
+
+
+NAMES = [f"n{i}" for i in range(8)]
+GRAPH = st.dictionaries(
+    st.sampled_from(NAMES),
+    st.lists(st.sampled_from([f"{n}@example.com" for n in NAMES] + ["z@gmail.example"]),
+             min_size=1, max_size=4).map(" ".join),
+)  # fmt: skip
+
+
+@settings(max_examples=300)
+@given(GRAPH, st.sampled_from(NAMES))
+def test_any_rules_end_in_bounded_work_and_with_people_at_the_end(
+    graph: dict[str, str], start: str
+) -> None:
+    store = Store({"example.com": graph})
+    decision = resolve(parse_address(f"{start}@example.com"), store, POLICY, DAY)
+    asked = [address.key for call in store.calls for address in call]
+    assert len(asked) == len(set(asked)) <= MAX_ADDRESSES
+    assert len(store.calls) <= MAX_DEPTH + 1
+    for final in decision.finals:
+        local = final.address.local
+        assert final.leaves or f"{local}@example.com" in graph[local].split()
+    assert bool(decision.finals) == (decision.reply is None)

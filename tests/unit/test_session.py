@@ -1,0 +1,387 @@
+"""One SMTP session: what is answered, and what the MTA is asked to change."""
+
+from __future__ import annotations
+
+import pytest
+
+from aliasmilter.forwarding.srs import DAY
+from aliasmilter.forwarding.trace import HEADER as TRACE
+from aliasmilter.mail.address import parse_address
+from aliasmilter.mta.quarantine import HEADER as NOTE
+from aliasmilter.mta.transaction import Edits
+from tests.unit.fakes import ALICE, SRS, Listener, Scene, Store
+
+RULES = {
+    "example.com": {
+        "bob": "bob@example.com",
+        "carol": "carol@example.com",
+        "sales": "bob@example.com",
+        "support": "bob@example.com",
+        "out": "me@gmail.example",
+        "both": "bob@example.com me@gmail.example",
+        "gone": "disabled Bob has left",
+        "old": "bob@example.com expires=2026-10-31",
+        "wait": "defer",
+        "no": "reject 100% no",
+        "drop": "discard",
+        "a": "b@example.com",
+        "b": "a@example.com",
+        "dangling": "nobody@example.com",
+        "broken": "nonsense",
+        "utf8": "j\u00f6rg@gmail.example",
+    },
+    "catch.example": {"*": "bob@example.com"},
+    "catch2.example": {"*": "quarantine"},
+    "catch3.example": {"*": "bob@example.com me@gmail.example"},
+    "own.example": {"out": "you@gmail.example", "bob": "bob@own.example"},
+    "pass.example": {},
+}
+SETTINGS = {
+    "own.example": {"srs_domain": "srs.own.example"},
+    "pass.example": {"unknown": "pass"},
+    "catch2.example": {"quarantine": "q2@example.com"},
+}
+
+
+def start(*, hold: bool = False, listener: Listener | None = None) -> Scene:
+    return Scene(Store(RULES, SETTINGS), hold=hold, listener=listener)
+
+
+def added(edits: Edits) -> list[str]:
+    return [addition.path for addition in edits.recipients.add]
+
+
+def values(edits: Edits, name: str) -> list[str]:
+    return [value for found, value in edits.headers if found == name]
+
+
+REPLIES = [
+    ("<nobody@example.com>", "550 5.1.1"),
+    ("<gone@example.com>", "550 5.2.1 Bob has left"),
+    ("<old@example.com>", "550 5.2.1"),
+    ("<wait@example.com>", "450 4.2.1"),
+    ("<no@example.com>", "550 5.7.1 100% no"),
+    ("<a@example.com>", "451 4.4.6"),
+    ("<broken@example.com>", "451 4.3.5"),
+    ("<dangling@example.com>", "451 4.3.5"),
+    ("<utf8@example.com>", "550 5.6.7"),
+    ("<a@b@example.com>", "501 5.1.3"),
+    ("<bob@example.com", "501 5.1.3"),
+    ("<>", "501 5.1.3"),
+    ("", "501 5.1.3"),
+    ("<bob\x00@example.com>", "501 5.1.3"),
+    ("<bob@example.com\r\nX: y>", "501 5.1.3"),
+    ("<" + "x" * 10_000 + "@example.com>", "501 5.1.3"),
+]
+ACCEPTED = ["<bob@example.com>", "<sales@example.com>", "<out@example.com>", "<drop@example.com>"]
+ACCEPTED += ["<x@elsewhere.example>", "<x@pass.example>", "<x@catch.example>", "<postmaster>"]
+
+
+@pytest.mark.parametrize(("argument", "reply"), REPLIES)
+def test_who_is_refused_and_how(argument: str, reply: str) -> None:
+    scene = start()
+    scene.session.mail(ALICE, [])
+    (said,) = scene.rcpt(argument)
+    assert said.startswith(reply)
+    (line,) = scene.log
+    assert (line["event"], line["queue_id"], line["reply"]) == ("refused", "NOQUEUE", said)
+
+
+@pytest.mark.parametrize("argument", ACCEPTED)
+def test_who_is_accepted(argument: str) -> None:
+    scene = start()
+    scene.session.mail(ALICE, [])
+    assert scene.rcpt(argument) == [""]
+
+
+def test_a_malformed_address_is_refused_without_a_lookup() -> None:
+    scene = start()
+    scene.session.mail(ALICE, [])
+    scene.rcpt("<a..b@example.com>", "<bob@example.com.>", "<@example.com>")
+    assert scene.store.calls == []
+
+
+def test_a_store_that_is_away_is_a_451_and_what_rcpt_decided_holds() -> None:
+    scene = start()
+    scene.session.mail(ALICE, [])
+    assert scene.rcpt("<sales@example.com>") == [""]
+    scene.store.down = True
+    (reply,) = scene.rcpt("<carol@example.com>")
+    assert reply.startswith("451 4.3.0")
+    assert added(scene.end().edits) == ["<bob@example.com>"]
+
+
+@pytest.mark.parametrize("argument", ["<bob@example.com>", "<x@elsewhere.example>", "<postmaster>"])
+def test_who_goes_nowhere_else_causes_no_edits(argument: str) -> None:
+    assert start().send(argument) == Edits()
+
+
+def test_an_alias_is_replaced_by_its_target_and_the_sender_stays() -> None:
+    edits = start().send("<Sales+X@EXAMPLE.com>")
+    assert edits.recipients.delete == ("<Sales+X@EXAMPLE.com>",)
+    assert added(edits) == ["<bob+X@example.com>"]
+    assert edits.sender is None
+    assert [name for name, _ in edits.headers] == [TRACE]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "deleted", "add"),
+    [
+        (["<bob@example.com>"] * 2, [], []),
+        (["<sales@example.com>"] * 2, ["<sales@example.com>"], ["<bob@example.com>"]),
+        (["<sales@example.com>", "<support@example.com>"],
+         ["<sales@example.com>", "<support@example.com>"], ["<bob@example.com>"]),
+        (["<sales@example.com>", "<bob@example.com>"], ["<sales@example.com>"], []),
+        (["<BOB@example.com>", "<sales@example.com>"], ["<sales@example.com>"], []),
+        (["<bob@example.com>", "<Bob@example.com>"],
+         ["<bob@example.com>", "<Bob@example.com>"], ["<bob@example.com>"]),
+        (["<@a.example:sales@example.com>"],
+         ["<@a.example:sales@example.com>", "<sales@example.com>"], ["<bob@example.com>"]),
+        (["<x@elsewhere.example>", "<X@elsewhere.example>"], [], []),
+    ],
+)  # fmt: skip
+def test_row_11_each_person_gets_one_copy(
+    arguments: list[str], deleted: list[str], add: list[str]
+) -> None:
+    edits = start().send(*arguments)
+    assert list(edits.recipients.delete) == deleted
+    assert added(edits) == add
+
+
+def test_the_senders_dsn_wishes_go_along_and_nothing_else_does() -> None:
+    scene = start()
+    scene.session.mail(ALICE, [])
+    given = [b"notify=SUCCESS,FAILURE", b"ORCPT=rfc822;sales@example.com", b"FOO=bar"]
+    scene.rcpt("<sales@example.com>", parameters=[*given, b"NOTIFY=ALWAYS", b"ORCPT=rfc822;a b"])
+    (addition,) = scene.end().edits.recipients.add
+    assert addition.parameters == "notify=SUCCESS,FAILURE ORCPT=rfc822;sales@example.com"
+
+
+def test_mail_that_leaves_gets_an_srs_sender_that_leads_back() -> None:
+    scene = start()
+    sender = scene.send("<out@example.com>").sender
+    assert sender is not None
+    assert sender.endswith(f"=bank.example=alice@{SRS}>")
+    assert added(scene.send(sender, sender=b"<>")) == ["<alice@bank.example>"]
+    assert added(scene.send(sender.lower(), sender=b"<>")) == ["<alice@bank.example>"]
+
+
+def test_a_domain_of_its_own_srs_domain_uses_that_and_the_bounce_comes_back() -> None:
+    scene = start()
+    sender = scene.send("<out@own.example>").sender
+    assert sender is not None
+    assert sender.endswith("=alice@srs.own.example>")
+    assert added(scene.send(sender, sender=b"<>")) == ["<alice@bank.example>"]
+
+
+@pytest.mark.parametrize(
+    ("sender", "kept"),
+    [
+        (b"<>", True),
+        (b"", True),
+        (b"<" + b"x" * 60 + b"@bank.example>", True),
+        (b"<not an address>", True),
+        (b"<MAILER-DAEMON>", True),
+        (b"<already@srs.example.net>", True),
+        (b"<a..b.@bank.example>", False),
+        (b'<"a b"@bank.example>', False),
+        (b"<bob@example.com>", False),
+    ],
+)
+def test_which_senders_are_kept(sender: bytes, *, kept: bool) -> None:
+    assert (start().send("<out@example.com>", sender=sender).sender is None) == kept
+
+
+def test_a_return_address_forged_expired_or_somebody_elses() -> None:
+    scene = start()
+    genuine = scene.rewriter.forward(parse_address("alice@bank.example"), SRS)
+    foreign = "<SRS0=aaaa=AA=bank.example=alice@other.example>"
+    forged = f"<SRS0=aaaa=AA=bank.example=alice@{SRS}>"
+    managed = "<SRS0=aaaa=AA=bank.example=alice@example.com>"
+    assert scene.send(foreign) == Edits()
+    scene.session.mail(b"<>", [])
+    for argument in (forged, managed, f"<SRS0=x@{SRS}>"):
+        assert scene.rcpt(argument)[0].startswith("550 5.7.1")
+    (said,) = scene.rcpt(forged)
+    scene.now += 22 * DAY
+    (expired,) = scene.rcpt(genuine.path)
+    assert expired.startswith("550 5.7.1")
+    assert expired != said
+
+
+def test_without_a_listener_the_recipient_of_another_kind_comes_again() -> None:
+    scene = start()
+    for first, second in (("bob", "out"), ("out", "bob"), ("both", "bob")):
+        scene.session.mail(ALICE, [])
+        replies = scene.rcpt(f"<{first}@example.com>", f"<{second}@example.com>")
+        assert replies[0] == ""
+        assert replies[1].startswith("452 4.5.3")
+    scene.session.mail(ALICE, [])
+    assert scene.rcpt("<drop@example.com>", "<out@example.com>") == ["", ""]
+    assert scene.rcpt("<out@own.example>")[0].startswith("452 4.5.3")
+
+
+def test_a_single_rule_with_both_kinds_is_accepted_with_srs_on_every_copy() -> None:
+    edits = start().send("<both@example.com>")
+    assert added(edits) == ["<bob@example.com>", "<me@gmail.example>"]
+    assert edits.sender is not None
+
+
+def test_with_a_listener_each_copy_has_its_own_sender() -> None:
+    listener = Listener()
+    edits = start(listener=listener).send("<both@example.com>", "<out@own.example>")
+    assert added(edits) == ["<bob@example.com>"]
+    assert edits.sender is None
+    senders = {next(iter(copy.recipients)): copy.sender for copy in listener.copies}
+    assert senders["<me@gmail.example>"].endswith(f"@{SRS}>")
+    assert senders["<you@gmail.example>"].endswith("@srs.own.example>")
+
+
+def test_when_the_listener_fails_the_whole_message_waits() -> None:
+    listener = Listener()
+    scene = start(listener=listener)
+    listener.fails = True
+    scene.session.mail(ALICE, [])
+    scene.rcpt("<both@example.com>")
+    assert str(scene.end().reply).startswith("451 4.3.0")
+
+
+def test_our_own_submission_is_recognised_when_it_comes_back() -> None:
+    scene = start(listener=Listener())
+    scene.session.helo("Alias-Milter.mx.example.net")
+    scene.session.mail(ALICE, [])
+    assert scene.rcpt("<bob@example.com>")[0].startswith("451 4.3.5")
+
+
+def test_discard_alone_and_with_others() -> None:
+    scene = start()
+    scene.session.mail(ALICE, [])
+    assert scene.rcpt("<drop@example.com>") == [""]
+    assert scene.end().discard
+    edits = scene.send("<drop@example.com>", "<bob@example.com>")
+    assert edits.recipients.delete == ("<drop@example.com>",)
+    assert added(edits) == []
+
+
+def test_a_catch_all_hit_goes_to_quarantine_and_its_copy_says_why() -> None:
+    edits = start().send("<Guess@catch.example>")
+    assert added(edits) == ["<q@example.net>"]
+    (note,) = values(edits, NOTE)
+    assert note == " recipient=Guess@catch.example;\n\trule=*@catch.example; reason=catch-all"
+
+
+def test_other_recipients_learn_nothing_of_a_hidden_one_from_the_note() -> None:
+    scene = start()
+    (note,) = values(scene.send("<guess@catch.example>", "<bob@example.com>"), NOTE)
+    assert "guess" not in note
+    scene.session.mail(ALICE, [])
+    scene.rcpt("<guess@catch.example>", "<bob@example.com>")
+    (note,) = values(scene.end(("To", b" Guess@catch.example")).edits, NOTE)
+    assert "recipient=guess@catch.example" in note
+
+
+def test_a_hold_is_for_the_whole_message_so_others_come_again() -> None:
+    scene = start(hold=True)
+    edits = scene.send("<guess@catch.example>")
+    assert edits.quarantine == "catch-all: guess@catch.example"
+    assert added(edits) == ["<bob@example.com>"]
+    for arguments in (["<guess@catch.example>", "<carol@example.com>"],
+                      ["<carol@example.com>", "<guess@catch.example>"]):  # fmt: skip
+        scene.session.mail(ALICE, [])
+        assert [reply[:9] for reply in scene.rcpt(*arguments)] == ["", "452 4.5.3"]
+
+
+def test_a_message_that_passed_this_alias_before_is_a_loop_and_another_alias_is_none() -> None:
+    scene = start()
+    (stamp,) = values(scene.send("<sales@example.com>"), TRACE)
+    scene.session.mail(ALICE, [])
+    scene.rcpt("<support@example.com>")
+    assert scene.end((TRACE, stamp.encode())).reply is None
+    scene.session.mail(ALICE, [])
+    scene.rcpt("<SALES@example.com>")
+    assert str(scene.end((TRACE, stamp.encode())).reply).startswith("554 5.4.6")
+
+
+@pytest.mark.parametrize(("hops", "reply"), [(5, ""), (6, "554 5.4.6")])
+def test_too_many_hops_are_a_loop(hops: int, reply: str) -> None:
+    scene = start()
+    scene.session.mail(ALICE, [])
+    scene.rcpt("<bob@example.com>")
+    verdict = scene.end(*[("received", b" from x")] * hops)
+    assert str(verdict.reply or "")[:9] == reply
+
+
+def test_handed_in_on_this_host_nobody_is_refused_for_good_and_what_must_wait_waits() -> None:
+    scene = start().local()
+    scene.session.mail(b"root@mx.example.net", [])
+    assert set(scene.rcpt("nobody@example.com", "gone@example.com", "a@b@c", "both@example.com",
+                          "bob@example.com")) == {""}  # fmt: skip
+    edits = scene.end().edits
+    assert edits.recipients.delete == ("both@example.com",)
+    scene.session.mail(b"root@mx.example.net", [])
+    assert scene.rcpt("broken@example.com") == [""]
+    assert str(scene.end().reply).startswith("451 4.3.5")
+
+
+def test_after_a_lost_event_nothing_is_accepted_until_the_next_transaction() -> None:
+    scene = start()
+    scene.session.mail(ALICE, [])
+    scene.rcpt("<bob@example.com>")
+    scene.session.broke(for_good=False)
+    assert scene.rcpt("<carol@example.com>")[0].startswith("451 4.3.0")
+    assert str(scene.end().reply).startswith("451 4.3.0")
+    assert scene.send("<bob@example.com>") == Edits()
+    scene.session.broke(for_good=True)
+    scene.session.mail(ALICE, [])
+    assert scene.rcpt("<bob@example.com>")[0].startswith("451 4.3.0")
+
+
+@pytest.mark.parametrize("aborted", [True, False])
+def test_row_19_nothing_of_a_transaction_is_left_for_the_next(*, aborted: bool) -> None:
+    scene = start(hold=True)
+    scene.session.mail(ALICE, [b"SMTPUTF8"], "alice")
+    scene.rcpt("<guess@catch.example>")
+    scene.session.header("Received", b" from x")
+    scene.session.body(b"secret")
+    if aborted:
+        scene.session.abort()
+    assert scene.send("<carol@example.com>") == Edits()
+    assert "guess" not in str(scene.log[-1])
+
+
+def test_a_body_is_looked_at_only_when_copies_are_made_and_not_after_an_abort() -> None:
+    scene = start(listener=Listener())
+    session = scene.session
+    session.mail(ALICE, [])
+    wanted = []
+    for step in (lambda: scene.rcpt("<sales@example.com>"),
+                 lambda: scene.rcpt("<both@example.com>"), session.abort):  # fmt: skip
+        step()
+        wanted.append(session.wants_body)
+    assert wanted == [False, True, False]
+
+
+def test_smtputf8_lets_a_recipient_beyond_ascii_leave() -> None:
+    scene = start()
+    scene.session.mail(ALICE, [b"BODY=8BITMIME", b"SMTPUTF8"])
+    assert scene.rcpt("<utf8@example.com>") == [""]
+    assert added(scene.end().edits) == ["<j\u00f6rg@gmail.example>"]
+
+
+def test_row_7_past_the_limit_recipients_are_deferred() -> None:
+    scene = start()
+    scene.session.mail(ALICE, [])
+    replies = scene.rcpt(*(f"<bob+{n}@example.com>" for n in range(1001)))
+    assert set(replies[:1000]) == {""}
+    assert replies[1000].startswith("452 4.5.3")
+
+
+def test_one_line_a_message_with_queue_id_and_verdicts() -> None:
+    scene = start()
+    scene.send("<sales@example.com>", "<drop@example.com>")
+    (line,) = scene.log
+    assert line["queue_id"] == "4Tz"
+    assert line["recipients"] == [
+        "<sales@example.com> alias -> <bob@example.com>",
+        "<drop@example.com> discarded",
+    ]

@@ -1,0 +1,111 @@
+"""Return addresses."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aliasmilter.forwarding.srs import (
+    DAY,
+    MAX_LOCAL_OCTETS,
+    CannotRewrite,
+    Rewriter,
+    SRSError,
+    looks_like_srs,
+)
+from aliasmilter.mail.address import Address, parse_address
+from aliasmilter.mail.replies import Reason
+
+NOW = 1_800_000_000.0
+HOME = "fwd.example.net"
+LOCAL = st.text(alphabet='abcXYZ019.=+-_ "\\@\u00e4', min_size=1, max_size=30)
+
+
+def rewriter(*secrets: str, now: float = NOW) -> Rewriter:
+    return Rewriter(secrets or ("a secret",), max_age_days=21, hash_length=4, clock=lambda: now)
+
+
+@given(LOCAL, st.sampled_from(["bank.example", "xn--bcher-kva.example"]))
+def test_what_was_made_here_is_undone_here(local: str, domain: str) -> None:
+    sender = Address(local, domain)
+    try:
+        made = rewriter().forward(sender, HOME)
+    except CannotRewrite:
+        return
+    assert len(made.local.encode()) <= MAX_LOCAL_OCTETS
+    assert rewriter().reverse(made) == sender
+    folded = Address(made.local.lower(), made.domain)
+    assert rewriter().reverse(folded).key == sender.key
+
+
+@given(st.text(max_size=80))
+def test_any_local_part_is_undone_or_an_srs_error(local: str) -> None:
+    for text in (local, f"SRS0={local}", f"SRS1={local}"):
+        with pytest.raises(SRSError):
+            rewriter().reverse(Address(text, HOME))
+
+
+@given(st.integers(0, 3), st.sampled_from("ABCabc019"))
+def test_a_forged_hash_is_refused(position: int, character: str) -> None:
+    made = rewriter().forward(parse_address("alice@bank.example"), HOME)
+    at = len("SRS0=") + position
+    forged = made.local[:at] + character + made.local[at + 1 :]
+    if forged.lower() == made.local.lower():
+        return
+    with pytest.raises(SRSError) as refused:
+        rewriter().reverse(Address(forged, HOME))
+    assert refused.value.reason is Reason.SRS_FORGED
+
+
+def test_an_address_expires_after_its_days_and_another_mtas_clock_may_be_a_day_ahead() -> None:
+    made = rewriter().forward(parse_address("alice@bank.example"), HOME)
+    assert rewriter(now=NOW + 18 * DAY).reverse(made)
+    assert rewriter(now=NOW - DAY).reverse(made)
+    with pytest.raises(SRSError) as refused:
+        rewriter(now=NOW + 22 * DAY).reverse(made)
+    assert refused.value.reason is Reason.SRS_EXPIRED
+
+
+def test_the_first_secret_signs_and_all_verify() -> None:
+    made = rewriter("old").forward(parse_address("alice@bank.example"), HOME)
+    assert rewriter("new", "old").reverse(made)
+    with pytest.raises(SRSError):
+        rewriter("new").reverse(made)
+
+
+def test_srs_addresses_of_others_become_srs1_and_ours_stay() -> None:
+    other = parse_address("SRS0=abcd=EF=bank.example=alice@other.example")
+    made = rewriter().forward(other, HOME)
+    assert made.local.startswith("SRS1=")
+    assert rewriter().reverse(made) == other
+    again = rewriter().forward(Address(made.local, "third.example"), HOME)
+    assert rewriter().reverse(again) == other
+    assert rewriter().forward(made, HOME) == made
+
+
+def test_what_only_looks_like_srs1_is_an_address_like_any_other() -> None:
+    odd = parse_address("SRS1=x@bank.example")
+    assert rewriter().reverse(rewriter().forward(odd, HOME)) == odd
+
+
+def test_what_cannot_be_rewritten_says_so() -> None:
+    for sender in (Address("x" * 60, "bank.example"), Address("bob", "")):
+        with pytest.raises(CannotRewrite):
+            rewriter().forward(sender, HOME)
+
+
+def test_hashes_have_no_character_that_one_of_the_two_alphabets_lacks() -> None:
+    made = [rewriter().forward(Address(f"u{n}", "bank.example"), HOME) for n in range(2000)]
+    odd = [m for m in made if set(m.local[5:9]) & set("-_+/")]
+    assert len(odd) < 10
+
+
+def test_row_9_a_huge_address_is_refused_at_once() -> None:
+    with pytest.raises(SRSError):
+        rewriter().reverse(Address("SRS0=aaaa=" + "A" * 100_000 + "=x=y", HOME))
+
+
+def test_form() -> None:
+    assert looks_like_srs(Address("srs0+x", HOME))
+    assert not looks_like_srs(Address("srs2=x", HOME))
