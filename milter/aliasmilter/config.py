@@ -116,12 +116,16 @@ class _Section(BaseModel):
 
 
 class MilterSection(_Section):
-    """Where the MTA connects; `workers` 0 stands for one process per core."""
+    """Where the MTA connects; `workers` 0 stands for one process per core.
+
+    `drain` is how many seconds a worker that stops gives to what it has begun.
+    """
 
     socket: Annotated[str, AfterValidator(_endpoint)] = "unix:/run/alias-milter/milter.sock"
     socket_mode: Annotated[str, AfterValidator(_mode)] = "0660"
     socket_group: Annotated[str, AfterValidator(_group)] = ""
     workers: Annotated[int, Field(ge=0, le=256)] = 0
+    drain: Seconds = 20.0
 
 
 class StoreSection(_Section):

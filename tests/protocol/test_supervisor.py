@@ -133,7 +133,6 @@ def test_a_message_that_is_being_decided_is_finished_before_the_end(redis: Redis
             mta.send("E", b"")
             wait_until((daemon.folder / "waiting").exists, "the end of the message is decided")
             daemon.signal(signal.SIGTERM)
-            # libmilter gives up waiting for callbacks after 5 s: then the idle worker is gone.
             wait_until(lambda: len(daemon.workers) == 1, "the idle worker ends", 15)
             (daemon.folder / "go").touch()
             ending = mta.ending()
@@ -144,6 +143,54 @@ def test_a_message_that_is_being_decided_is_finished_before_the_end(redis: Redis
         assert ending.of("addrcpt") == ADDED
         assert "accepted" in daemon.log
         assert "unfinished" not in daemon.log
+
+
+def test_a_message_that_is_coming_in_is_finished_before_the_end_and_a_silent_session_is_not(
+    start: Start,
+) -> None:
+    daemon = start({"milter": {"workers": 1}})
+    with Mta(daemon.socket) as mta, Mta(daemon.socket) as silent:
+        assert added(silent) == ADDED
+        mta.mail()
+        assert mta.rcpt("<sales@example.com>").kind == "continue"
+        daemon.signal(signal.SIGTERM)
+        wait_until(lambda: "stopping" in daemon.log, "the daemon knows")
+        assert mta.rcpt("<team@example.com>").kind == "continue"
+        assert mta.message().of("addrcpt") == [*ADDED, ("<carol@example.com>",)]
+        assert daemon.process is not None
+        assert daemon.process.wait(10) == 0
+    assert "unfinished" not in daemon.log
+
+
+def test_a_message_that_does_not_come_to_its_end_is_waited_for_as_long_as_drain_says(
+    start: Start,
+) -> None:
+    daemon = start({"milter": {"workers": 1, "drain": 1.0}})
+    with Mta(daemon.socket) as mta:
+        mta.mail()
+        mta.rcpt("<sales@example.com>")
+        assert daemon.stop() == 0
+        with pytest.raises((MilterError, OSError)):
+            mta.message()
+    assert "worker leaves messages unfinished" in daemon.log
+    assert "transactions=1" in daemon.log
+
+
+@pytest.mark.parametrize("inet", [False, True])
+def test_a_session_goes_on_with_its_worker_while_a_reload_replaces_it(
+    start: Start, inet: bool
+) -> None:
+    daemon = start({"milter": {"workers": 1}}, inet=inet)
+    (old,) = daemon.workers
+    with Mta(daemon.socket) as mta:
+        daemon.reload()
+        wait_until(lambda: "reloaded" in daemon.log, "the daemon has reloaded")
+        assert added(mta) == ADDED
+        assert added(mta) == ADDED
+        assert old in daemon.workers
+        with Mta(daemon.socket) as other:
+            assert added(other) == ADDED
+    wait_until(lambda: gone(old), "the old worker leaves")
 
 
 def test_the_workers_end_when_the_supervisor_is_killed_and_a_new_one_takes_over(
@@ -168,9 +215,9 @@ def test_the_workers_end_when_the_supervisor_is_killed_and_a_new_one_takes_over(
 def test_a_stale_socket_is_replaced(start: Start) -> None:
     daemon = start()
     daemon.kill()
-    stale = (daemon.folder / "milter.sock").stat().st_ino
+    stale = (daemon.folder / "milter.sock").stat().st_ctime_ns
     daemon.start()
-    assert (daemon.folder / "milter.sock").stat().st_ino != stale
+    assert (daemon.folder / "milter.sock").stat().st_ctime_ns != stale
     with Mta(daemon.socket) as mta:
         assert added(mta) == ADDED
 

@@ -6,7 +6,6 @@ come from different threads, but never two at a time.
 """
 
 import functools
-import threading
 from collections.abc import Callable
 from typing import Any, Concatenate, ParamSpec
 
@@ -15,6 +14,7 @@ import structlog
 
 from aliasmilter import log
 from aliasmilter.mail.replies import REPLIES, Reason, Reply
+from aliasmilter.mta.activity import Activity
 from aliasmilter.mta.service import Service
 from aliasmilter.mta.session import Session
 from aliasmilter.mta.transaction import Client, Edits, Verdict, transport_of
@@ -48,31 +48,6 @@ _MACROS = {
 P = ParamSpec("P")
 
 
-class InFlight:
-    """Counts the callbacks that are running, so that a process can let them finish."""
-
-    def __init__(self) -> None:
-        self._condition = threading.Condition()
-        self._running = 0
-
-    def __enter__(self) -> None:
-        with self._condition:
-            self._running += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._condition:
-            self._running -= 1
-            self._condition.notify_all()
-
-    def wait_until_done(self, timeout: float) -> bool:
-        """Wait until none runs; False when some still do after `timeout` seconds."""
-        with self._condition:
-            return self._condition.wait_for(lambda: not self._running, timeout)
-
-
-in_flight = InFlight()
-
-
 def _guarded(
     callback: "Callable[Concatenate[Filter, P], int]",
 ) -> "Callable[Concatenate[Filter, P], int]":
@@ -81,7 +56,7 @@ def _guarded(
     @functools.wraps(callback)
     def wrapper(self: "Filter", *args: P.args, **kwargs: P.kwargs) -> int:
         try:
-            with in_flight:
+            with self.activity.callback():
                 return callback(self, *args, **kwargs)
         except Exception as error:  # noqa: BLE001  # whatever it was: logged, and a 451
             return self.failed(callback.__name__, error)
@@ -94,11 +69,14 @@ class Filter:
 
     Args:
         service: what all sessions share.
+        activity: is told when the session, and each transaction in it, begins and ends.
         context: pymilter's handle of the session.
     """
 
-    def __init__(self, service: Service, context: Any) -> None:  # noqa: ANN401  # untyped
+    def __init__(self, service: Service, activity: Activity, context: Any) -> None:  # noqa: ANN401
+        self.activity = activity
         self._context = context
+        self._in_transaction = False
         self._logger: structlog.typing.FilteringBoundLogger = service.logger
         self._session = Session(service)
         self._examines = service.outbound is not None or service.reinjector is not None
@@ -139,6 +117,7 @@ class Filter:
     @_guarded
     def envfrom(self, argument: bytes, *parameters: bytes) -> int:
         """MAIL."""
+        self._transaction(begins=True)
         self._session.mail(argument, parameters, self._macro("{auth_authen}"))
         return self._unanswered(Milter.P_NR_MAIL)
 
@@ -167,14 +146,26 @@ class Filter:
     @_guarded
     def eom(self) -> int:
         """The end of the message: all edits are made here."""
-        verdict = self._session.end_of_message(self._macro("i"))
-        return self._apply(verdict)
+        try:
+            return self._apply(self._session.end_of_message(self._macro("i")))
+        finally:
+            self._transaction(begins=False)
 
     @_guarded
     def abort(self) -> int:
         """The transaction ends without a message."""
+        self._transaction(begins=False)
         self._session.abort()
         return int(Milter.CONTINUE)
+
+    def opened(self) -> None:
+        """The session begins."""
+        self.activity.count(sessions=1)
+
+    def closed(self) -> None:
+        """The session is over, however it ended."""
+        self._transaction(begins=False)
+        self.activity.count(sessions=-1)
 
     def failed(self, where: str, error: Exception) -> int:
         """Log the exception; nothing may be accepted on what is left."""
@@ -189,6 +180,12 @@ class Filter:
         if where in ("envrcpt", "eom"):
             return self._refuse(REPLIES[Reason.INTERNAL_ERROR])
         return int(Milter.CONTINUE)
+
+    def _transaction(self, *, begins: bool) -> None:
+        """Once for each: not every MAIL is followed by an end or an abort."""
+        if begins != self._in_transaction:
+            self._in_transaction = begins
+            self.activity.count(transactions=1 if begins else -1)
 
     def _apply(self, verdict: Verdict) -> int:
         if verdict.reply:
@@ -232,12 +229,14 @@ class Filter:
             return "\N{REPLACEMENT CHARACTER}"
 
 
-def register(service: Service) -> None:
+def register(service: Service, activity: Activity) -> None:
     """Hand the callbacks to libmilter; once in a process, before `Milter.opensocket`."""
 
     def negotiate(context: Any, options: list[int]) -> int:  # noqa: ANN401
-        context.setpriv(Filter(service, context))
-        return _of(context).negotiate(options)
+        filter_ = Filter(service, activity, context)
+        context.setpriv(filter_)
+        filter_.opened()
+        return filter_.negotiate(options)
 
     Milter.set_flags(sum(ACTIONS.values()))
     Milter.set_exception_policy(Milter.TEMPFAIL)
@@ -259,6 +258,9 @@ def _of(context: Any) -> Filter:  # noqa: ANN401
 
 
 def _close(context: Any) -> int:  # noqa: ANN401
+    filter_ = context.getpriv()
+    if filter_ is not None:  # None: closed before it was negotiated
+        filter_.closed()
     # The two hold each other; without this neither would ever be freed.
     context.setpriv(None)
     return int(Milter.CONTINUE)

@@ -51,6 +51,19 @@ class Listener:
         """For libmilter: `fd:<descriptor>`."""
         return self.socket.fileno()
 
+    def stop_accepting(self) -> None:
+        """Take no further connections in this process; others go on with the socket.
+
+        The descriptor stands for another socket from now on, to which nobody will connect:
+        libmilter, which may be polling it, finds nothing to accept. (To close it would be an
+        error there, and a connection taken at that moment would be cut.)
+        """
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as nobodys:
+            nobodys.bind("")  # Linux gives it a name of its own, unix(7): autobind
+            nobodys.listen(1)
+            nobodys.setblocking(False)
+            os.dup2(nobodys.fileno(), self.descriptor, inheritable=False)
+
     def close(self) -> None:
         """Close the socket; remove its file if it is still ours and we made it."""
         self.socket.close()

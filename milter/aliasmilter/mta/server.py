@@ -1,8 +1,11 @@
 """The daemon: a supervisor and its workers, all on one listening socket.
 
 The supervisor opens the socket, forks the workers, replaces one that dies, and stops them all.
-It has no threads, so that forking is safe, and waits for signals in one place. A worker is a
-libmilter process that ends on SIGTERM, or when its supervisor is gone.
+It has no threads, so that forking is safe, and waits for signals in one place.
+
+A worker leaves when it is told to, or when its supervisor is gone: it takes no further
+connections, lets those it has come to their end (LEAVE), or at least the messages that are coming
+in (FINISH), and ends; after `[milter] drain` seconds in any case.
 """
 
 import os
@@ -11,7 +14,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -21,15 +24,20 @@ import Milter
 from aliasmilter import log
 from aliasmilter.config import Config, ConfigError
 from aliasmilter.mta import socketmap
+from aliasmilter.mta.activity import Activity
 from aliasmilter.mta.assembly import Loaded, load, make_decider, make_service
-from aliasmilter.mta.filter import in_flight, register
+from aliasmilter.mta.filter import register
 from aliasmilter.mta.listener import BACKLOG, Listener
 from aliasmilter.store.redis import AliasStore
 
-DRAIN = 20.0  # seconds that callbacks may take to finish in a worker that stops
-STOP = DRAIN + 10.0  # seconds until a worker that does not stop is killed
+KILL_AFTER = 10.0  # seconds that a worker may take beyond [milter] drain to end
 RESPAWN_DELAY = 1.0  # seconds, for a worker that died as soon as it was born
+# libmilter waits for the rest of a command in a thread that others may need. In between commands
+# a session may be silent for as long as its client is.
+COMMAND_TIMEOUT = 10  # seconds
+SETTLE = 0.25  # seconds for an answer to be sent, and for a new connection to be negotiated
 
+LEAVE, FINISH = signal.SIGUSR1, signal.SIGUSR2
 _SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD}
 
 
@@ -93,7 +101,8 @@ class Supervisor:
 
     def run(self) -> int:
         """Serve until told to stop; the exit status."""
-        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        # The workers inherit this: a signal that comes early waits for them.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {*_SIGNALS, LEAVE, FINISH})
         logger = log.get()
         self._fill()
         _notify("READY=1")
@@ -143,13 +152,7 @@ class Supervisor:
 
     def _reap(self) -> None:
         """Take note of workers that have ended."""
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                return
-            if pid == 0:
-                return
+        for pid, status in _ended():
             worker = self.workers.pop(pid, None)
             if worker is None:
                 self._leaving.pop(pid, None)
@@ -184,63 +187,83 @@ class Supervisor:
         self._fill()
         self._leaving.update(old)
         for pid in old:
-            os.kill(pid, signal.SIGTERM)
+            os.kill(pid, LEAVE)
 
     def _stop(self) -> None:
         """End all workers: politely, and after a while by force."""
-        remaining = {*self.workers, *self._leaving}
-        for pid in remaining:
-            os.kill(pid, signal.SIGTERM)
-        deadline = time.monotonic() + STOP
-        while self.workers or self._leaving:
-            self._collect(deadline)
+        left = {*self.workers, *self._leaving}
+        for pid in left:
+            os.kill(pid, FINISH)
+        deadline = time.monotonic() + self.loaded.config.milter.drain + KILL_AFTER
+        while left:
+            if time.monotonic() > deadline:
+                log.get().error("workers killed", pids=sorted(left))
+                for pid in left:
+                    os.kill(pid, signal.SIGKILL)
+            signal.sigtimedwait({signal.SIGCHLD}, 0.5)
+            left -= {pid for pid, _ in _ended()}
 
-    def _collect(self, deadline: float) -> None:
-        left = deadline - time.monotonic()
-        if left <= 0:
-            for pid in (*self.workers, *self._leaving):
-                log.get().error("worker killed", pid=pid)
-                os.kill(pid, signal.SIGKILL)
-        signal.sigtimedwait({signal.SIGCHLD}, min(max(left, 0.5), 0.5))
-        while True:
-            try:
-                pid, _ = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                self.workers.clear()
-                self._leaving.clear()
-                return
-            if pid == 0:
-                return
-            self.workers.pop(pid, None)
-            self._leaving.pop(pid, None)
+
+def _ended() -> Iterator[tuple[int, int]]:
+    """The children that have ended: pid and wait status."""
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if pid == 0:
+            return
+        yield pid, status
 
 
 def serve_milter(loaded: Loaded, listener: Listener, lifeline: int) -> None:
-    """Be a milter worker, until SIGTERM.
+    """Be a milter worker, until told to leave.
 
     The caller has SIGTERM, SIGINT and SIGHUP blocked, and so has every thread started here:
     libmilter waits for them in a thread of its own, and a thread that took one would kill us.
     """
+    activity, drain = Activity(), loaded.config.milter.drain
     _watch(lifeline)
+    threading.Thread(target=_leave, args=(activity, listener, drain), daemon=True).start()
     store = AliasStore(loaded.config.store.url, loaded.config.store.timeout)
-    register(make_service(loaded, store))
+    register(make_service(loaded, store), activity)
     Milter.setbacklog(BACKLOG)
+    Milter.settimeout(COMMAND_TIMEOUT)
     # Debian's libmilter takes over a descriptor; others call this an unknown protocol.
     Milter.setconn(f"fd:{listener.descriptor}")
     Milter.opensocket(False)
     Milter.main()
-    # libmilter waits five seconds at most; a message that is being decided may take longer.
-    if not in_flight.wait_until_done(DRAIN):
+    # Somebody else than the supervisor has sent SIGTERM. libmilter waits five seconds at most; a
+    # message that is being decided may take longer.
+    if not activity.wait_until(lambda now: not now.callbacks, drain):
         log.get().error("worker stops with callbacks unfinished", pid=os.getpid())
 
 
+def _leave(activity: Activity, listener: Listener, drain: float) -> None:
+    """Wait to be told to leave, then let what has begun come to its end, and end the process."""
+    told = signal.sigwait({LEAVE, FINISH})
+    listener.stop_accepting()
+    deadline = time.monotonic() + drain
+    quiet = 0
+    while quiet < 2 and time.monotonic() < deadline:
+        again = signal.sigtimedwait({LEAVE, FINISH}, SETTLE)
+        told = again.si_signo if again else told
+        busy = activity.transactions if told == FINISH else activity.sessions
+        quiet = 0 if busy else quiet + 1
+    if activity.transactions:
+        left = activity.transactions
+        log.get().error("worker leaves messages unfinished", pid=os.getpid(), transactions=left)
+    # Not by way of libmilter, which looks every five seconds whether it is to stop.
+    os._exit(0)
+
+
 def serve_maps(loaded: Loaded, listener: Listener, lifeline: int) -> None:
-    """Be the socketmap worker, until SIGTERM."""
+    """Be the socketmap worker, until told to leave; its clients connect again by themselves."""
     _watch(lifeline)
     store = AliasStore(loaded.config.store.url, loaded.config.store.timeout)
     server = socketmap.Server(listener.socket, socketmap.Maps(make_decider(loaded, store)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    signal.sigwait({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
+    signal.sigwait({signal.SIGTERM, signal.SIGINT, signal.SIGHUP, LEAVE, FINISH})
     server.shutdown()
 
 
@@ -257,7 +280,7 @@ def _watch(lifeline: int) -> None:
 
 def _end_with_supervisor(lifeline: int) -> None:
     os.read(lifeline, 1)  # returns when the supervisor's end is closed, however it ended
-    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), FINISH)
 
 
 def _notify(state: str) -> None:
