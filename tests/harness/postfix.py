@@ -46,8 +46,10 @@ MAIN = {
     "smtp_line_length_limit": "0",
     # No patience with anything, and no impatience with clients.
     "queue_run_delay": "1s",
-    "minimal_backoff_time": "1s",
-    "maximal_backoff_time": "2s",
+    # Not less: a queue run takes what is due within a second. It would take a message that has
+    # been deferred just now, whose delivery agent still holds the lock, and put it off by 60 s.
+    "minimal_backoff_time": "3s",
+    "maximal_backoff_time": "3s",
     "smtp_connect_timeout": "5s",
     "smtp_helo_timeout": "5s",
     "in_flow_delay": "0s",

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import ClassVar, Self
+from typing import ClassVar, NamedTuple, Self
 
 from tests.harness.wait import LabError, LabTimeoutError, wait_until
 
@@ -40,14 +40,36 @@ def private_folder(name: str) -> Iterator[Path]:
 
 def children(pid: int) -> list[int]:
     """The living children of a process, in the order of their pids."""
-    found = []
+    return sorted(one.pid for one in _processes() if one.parent == pid and one.state != "Z")
+
+
+def group_members(group: int) -> list[int]:
+    """The processes of a process group that may still hold a file or a socket."""
+    # The first thread of a process can be dead while the others still are dying.
+    return [one.pid for one in _processes() if one.group == group and one.holds_files]
+
+
+class _Process(NamedTuple):
+    """What /proc/PID/stat says of a process; see proc(5)."""
+
+    pid: int
+    state: str
+    parent: int
+    group: int
+    threads: int
+
+    @property
+    def holds_files(self) -> bool:
+        return self.state not in "ZX" or self.threads > 1
+
+
+def _processes() -> Iterator[_Process]:
     for status in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):
             # The name may hold spaces and parentheses: the fields start after the last ")".
-            state, parent = status.read_text().rpartition(")")[2].split()[:2]
-            if int(parent) == pid and state != "Z":
-                found.append(int(status.parent.name))
-    return sorted(found)
+            fields = status.read_text().rpartition(")")[2].split()
+            numbers = (int(fields[at]) for at in (1, 2, 17))
+            yield _Process(int(status.parent.name), fields[0], *numbers)
 
 
 class Service:
@@ -97,6 +119,9 @@ class Service:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if error is not None:
+            # Pytest reports a test after its servers are gone.
+            error.add_note(self.log_tail())
         with self._stack:
             self.end()
 
@@ -193,10 +218,18 @@ class Service:
             self._guard.kill()
             self._guard.communicate()
             self._guard = None
+        group = self.process.pid
         with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
+            os.killpg(group, signal.SIGKILL)
         self.process.wait()
         self.process = None
+        # Its children die a little later, and hold its listening sockets until then: who starts
+        # it again, or connects, would meet them.
+        wait_until(
+            lambda: not group_members(group),
+            f"all processes of {self.name} have ended",
+            detail=lambda: str(group_members(group)),
+        )
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the server's first process."""
