@@ -108,6 +108,7 @@ def _store_url(text: str) -> str:
 
 Domain = Annotated[str, AfterValidator(_domain)]
 Positive = Annotated[int, Field(gt=0)]
+NotNegative = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(gt=0, le=3600)]
 
 
@@ -214,6 +215,20 @@ class SocketmapSection(_Section):
     listen: Annotated[str, AfterValidator(_optional_endpoint)] = ""
 
 
+class LimitsSection(_Section):
+    """How much a client or a message may ask for; `srs_*` and `connections` 0: no limit."""
+
+    recipients: Positive = 1000
+    headers: Positive = 20_000
+    header_octets: Positive = 1_048_576
+    arc_sets: Annotated[int, Field(gt=0, le=50)] = 50  # RFC 8617 section 4.2.1
+    dkim_signatures: Positive = 10
+    dns_queries: Positive = 150
+    connections: NotNegative = 1000
+    srs_address_per_hour: NotNegative = 20
+    srs_client_per_hour: NotNegative = 500
+
+
 class LogSection(_Section):
     """How the log is written."""
 
@@ -234,6 +249,7 @@ class Config(_Section):
     dns: DNSSection = DNSSection()
     quarantine: QuarantineSection = QuarantineSection()
     socketmap: SocketmapSection = SocketmapSection()
+    limits: LimitsSection = LimitsSection()
     log: LogSection = LogSection()
 
     @property

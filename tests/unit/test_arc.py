@@ -270,6 +270,20 @@ def test_row_14_fifty_sets_are_the_most() -> None:
         assert seal(message, results(message), AUTHSERV, our_sealer(), now=NOW) is Unsealed.FULL
 
 
+def test_row_14_a_chain_past_the_limit_is_neither_checked_nor_ended() -> None:
+    resolver = ZoneResolver(ZONE)
+    message = seal_ours(seal_ours(PLAIN))
+    arc = chain.evaluate(message, resolver.lookup(5), 1)
+    assert (arc.verdict, arc.reason) == (Verdict.FAIL, "more than 1 ARC sets")
+    assert resolver.asked == []
+    for count in (1, 2):
+        found = seal(message, Results(arc=arc), AUTHSERV, our_sealer(), now=NOW, max_sets=count)
+        assert found is Unsealed.FULL
+    found = seal(message, results(message), AUTHSERV, our_sealer(), now=NOW, max_sets=3)
+    assert isinstance(found, Sealed)
+    assert (found.instance, found.cv) == (3, Verdict.PASS)
+
+
 def test_row_16_a_chain_that_could_not_be_checked_is_left_alone() -> None:
     message = seal_ours(PLAIN)
     resolver = ZoneResolver(ZONE)

@@ -143,6 +143,7 @@ def seal(
     *,
     now: float,
     transport: Transport = POSTFIX,
+    max_sets: int = chain.MAX_SETS,
 ) -> Sealed | Unsealed:
     """Make the next ARC set for a message as it will leave; Unsealed says why there is none.
 
@@ -152,7 +153,7 @@ def seal(
     names = signable(message, transport)
     if isinstance(names, Unsealed):
         return names
-    place = _place(message, results)
+    place = _place(message, results, max_sets)
     if isinstance(place, Unsealed):
         return place
     if is_too_long(message.body, transport.line_limit):
@@ -174,11 +175,11 @@ def seal(
 
 
 def _place(
-    message: Message, results: Results
+    message: Message, results: Results, max_sets: int
 ) -> tuple[int, Verdict, Sequence[chain.ArcSet]] | Unsealed:
     """The instance of the new set, its cv=, and the sets before it (RFC 8617, 5.1)."""
     try:
-        before = chain.collect(message)
+        before = chain.collect(message, max_sets)
         highest = len(before)
     except chain.MalformedError as error:
         before, highest = (), error.highest
@@ -189,7 +190,7 @@ def _place(
         cv = results.arc.verdict if before and results.arc else Verdict.NONE
     if chain.has_ended(message):
         return Unsealed.ENDED
-    if highest >= chain.MAX_SETS:
+    if highest >= max_sets:
         return Unsealed.FULL
     return highest + 1, cv, before
 

@@ -40,6 +40,7 @@ class Limits:
     """How much of what a sender wrote is looked at."""
 
     signatures: int = 10
+    arc_sets: int = chain.MAX_SETS
 
 
 DEFAULT_LIMITS = Limits()
@@ -61,7 +62,7 @@ def evaluate(
     deadline, and a signature says more about forwarded mail.
     """
     signatures = dkim.evaluate(message, lookup, now, limits.signatures)
-    arc = chain.evaluate(message, lookup)
+    arc = chain.evaluate(message, lookup, limits.arc_sets)
     sender = spf.evaluate(client.ip, client.helo, mail_from, lookup)
     author = dmarc.evaluate(message, sender, signatures, lookup)
     return Results(sender, signatures, arc, author, client.ip)

@@ -60,14 +60,14 @@ class ArcSet:
         return self.results, self.signature, self.seal
 
 
-def collect(message: Message) -> tuple[ArcSet, ...]:
+def collect(message: Message, max_sets: int = MAX_SETS) -> tuple[ArcSet, ...]:
     """The ARC sets of a message, oldest first; empty when it has none. Raises MalformedError.
 
     RFC 8617, 5.2, step 3: each set is whole, and the instances run from 1 without gaps.
     """
     groups = [message.fields(name) for name in NAMES]
-    if max(len(group) for group in groups) > MAX_SETS:
-        raise MalformedError("more than 50 ARC sets", MAX_SETS)
+    if max(len(group) for group in groups) > max_sets:
+        raise MalformedError(f"more than {max_sets} ARC sets", MAX_SETS)
     numbered = [[(instance_of(field), field) for field in group] for group in groups]
     highest = max((number for group in numbered for number, _ in group), default=0)
     by_instance = [dict(group) for group in numbered]
@@ -112,14 +112,14 @@ def named_sets(message: Message) -> tuple[ArcSetResult, ...]:
     )
 
 
-def evaluate(message: Message, lookup: Lookup) -> ArcResult:
+def evaluate(message: Message, lookup: Lookup, max_sets: int = MAX_SETS) -> ArcResult:
     """The chain validation status of RFC 8617, 5.2, and what was found for each set.
 
     Never raises. TEMPERROR says that DNS gave no answer: RFC 8617, 5.2.1 counts that as "fail",
     which would end a chain that may be good; so it is told apart, and nothing is sealed then.
     """
     try:
-        sets = collect(message)
+        sets = collect(message, max_sets)
     except MalformedError as error:
         return ArcResult(Verdict.FAIL, reason=error.reason)
     if not sets:

@@ -4,13 +4,14 @@ Mail that stays never gets here: no body is kept for it and no DNS asked.
 """
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from aliasmilter.config import ARCSection, Config, ConfigError
+from aliasmilter.config import ARCSection, Config, ConfigError, LimitsSection
 from aliasmilter.forwarding.arc import POSTFIX, Sealed, Sealer, Transport, Unsealed, seal
 from aliasmilter.forwarding.authentication import (
     Client,
+    Limits,
     evaluate,
     is_refused,
     trusted_results,
@@ -60,6 +61,7 @@ class Outbound:
         trusted_sealers: whose passing ARC chain makes up for that.
         keyring: None when nothing is sealed.
         clock: seconds since the epoch.
+        limits: how much of a message is looked at.
     """
 
     authserv_id: str
@@ -70,6 +72,7 @@ class Outbound:
     trusted_sealers: Collection[str]
     keyring: Keyring | None
     clock: Callable[[], float]
+    limits: LimitsSection = field(default_factory=LimitsSection)
 
     @property
     def is_wanted(self) -> bool:
@@ -86,8 +89,9 @@ class Outbound:
         """
         if self.trust:
             return trusted_results(message, self.authserv_id, client.ip)
-        lookup = self.resolver.lookup(self.dns_timeout)
-        return evaluate(message, client, mail_from, lookup, now=self.clock())
+        limits = Limits(self.limits.dkim_signatures, self.limits.arc_sets)
+        lookup = self.resolver.lookup(self.dns_timeout, self.limits.dns_queries)
+        return evaluate(message, client, mail_from, lookup, now=self.clock(), limits=limits)
 
     def refusal(self, results: Results) -> Reason | None:
         """Why the message may not be forwarded, or None."""
@@ -114,7 +118,13 @@ class Outbound:
         if sealer is None:
             return Unsealed.NO_KEY
         return seal(
-            message, results, self.authserv_id, sealer, now=self.clock(), transport=transport
+            message,
+            results,
+            self.authserv_id,
+            sealer,
+            now=self.clock(),
+            transport=transport,
+            max_sets=self.limits.arc_sets,
         )
 
 
@@ -146,6 +156,7 @@ def make_outbound(config: Config, keyring: Keyring | None, clock: Callable[[], f
         trusted_sealers=frozenset(config.authentication.trusted_sealers),
         keyring=keyring,
         clock=clock,
+        limits=config.limits,
     )
 
 

@@ -34,6 +34,8 @@ class Reason(StrEnum):
     MALFORMED = "malformed"
     NEEDS_SMTPUTF8 = "needs-smtputf8"
     DMARC_FAILED = "dmarc-failed"
+    HEADER_TOO_BIG = "header-too-big"
+    SENDER_MALFORMED = "sender-malformed"  # and copies would have to be made under it
 
     # refused for now: the sender keeps the mail
     DEFERRED = "deferred"
@@ -46,6 +48,8 @@ class Reason(StrEnum):
     DNS_UNAVAILABLE = "dns-unavailable"
     OTHER_HANDLING = "other-handling"
     TOO_MANY_RECIPIENTS = "too-many-recipients"
+    TOO_MANY_SESSIONS = "too-many-sessions"
+    SRS_THROTTLED = "srs-throttled"  # too much mail to a return address that is no bounce
     REINJECT_FAILED = "reinject-failed"  # a copy could not be submitted
     REINJECT_LOOP = "reinject-loop"  # our own submission came back to us
     MTA_INCAPABLE = "mta-incapable"
@@ -93,6 +97,8 @@ REPLIES: dict[Reason, Reply] = {
     # RFC 6531 section 3.7.4.2 and RFC 5248: X.6.7
     Reason.NEEDS_SMTPUTF8: Reply(550, "5.6.7", "This address needs a message sent with SMTPUTF8"),
     Reason.DMARC_FAILED: Reply(550, "5.7.1", "Not forwarded: the message fails its DMARC policy"),
+    Reason.HEADER_TOO_BIG: Reply(552, "5.3.4", "The header of this message is too big"),
+    Reason.SENDER_MALFORMED: Reply(553, "5.1.7", "Malformed sender address"),
     Reason.DEFERRED: Reply(450, "4.2.1", "This address is not available now, try again later"),
     Reason.CYCLE: Reply(451, "4.4.6", "The rules for this address form a loop, try again later"),
     Reason.TOO_DEEP: Reply(451, "4.4.6", "The rules for this address are too deep"),
@@ -103,6 +109,8 @@ REPLIES: dict[Reason, Reply] = {
     Reason.DNS_UNAVAILABLE: Reply(451, "4.3.0", "The sender's policy cannot be looked up now"),
     Reason.OTHER_HANDLING: Reply(452, "4.5.3", "This recipient needs a transaction of its own"),
     Reason.TOO_MANY_RECIPIENTS: Reply(452, "4.5.3", "Too many recipients"),
+    Reason.TOO_MANY_SESSIONS: Reply(451, "4.3.2", "Too many connections, try again later"),
+    Reason.SRS_THROTTLED: Reply(450, "4.7.1", "Too much mail to return addresses, try again later"),
     Reason.REINJECT_FAILED: Reply(451, "4.3.0", "Not all copies could be made, try again later"),
     Reason.REINJECT_LOOP: Reply(451, "4.3.5", "Mail system configuration error: loop"),
     Reason.MTA_INCAPABLE: Reply(451, "4.3.5", "Mail system configuration error"),

@@ -14,6 +14,7 @@ from aliasmilter.forwarding.srs import make_rewriter
 from aliasmilter.forwarding.trace import Tracer
 from aliasmilter.mta.reinject import Reinjector
 from aliasmilter.mta.service import Service
+from aliasmilter.mta.throttle import make_throttle
 from aliasmilter.store.redis import AliasStore
 
 
@@ -61,6 +62,8 @@ def make_service(
         logger=log.get(),
         outbound=outbound if outbound.is_wanted else None,
         reinjector=make_reinjector(config, store),
+        limits=config.limits,
+        throttle=make_throttle(config.limits, store.count),
     )
 
 

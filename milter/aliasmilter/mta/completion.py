@@ -1,5 +1,6 @@
 """The final dot: what becomes of a message whose recipients have been decided."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from email.utils import formatdate
@@ -33,6 +34,8 @@ from aliasmilter.routing.plan import (
     recipient_edits,
 )
 
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
 
 @dataclass(slots=True)
 class Completion:
@@ -45,6 +48,8 @@ class Completion:
 
     def verdict(self) -> Verdict:
         """The answer to the end of the message."""
+        if self.mail.oversized:
+            return self._refused(Reason.HEADER_TOO_BIG)
         message = self.mail.message
         loop = self._loop(message)
         if loop:
@@ -66,6 +71,9 @@ class Completion:
         self, envelopes: Sequence[Envelope], message: Message, results: Results | None
     ) -> Verdict:
         own, *others = envelopes
+        if others and _CONTROL.search(self.mail.sender_argument):
+            # It could not be handed over, today or tomorrow: no 4xx for what a sender can cause.
+            return self._refused(Reason.SENDER_MALFORMED)
         if others and self.service.reinjector:
             try:
                 self._submit(self.service.reinjector, others, message, results)

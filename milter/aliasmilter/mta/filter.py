@@ -81,15 +81,15 @@ class Filter:
         self._session = Session(service)
         self._examines = service.outbound is not None or service.reinjector is not None
         self._protocol = 0
-        self._incapable = ""
+        self._turned_away: Reason | None = None
 
     def negotiate(self, options: list[int]) -> int:
         """Agree on the least: options are [actions, protocol steps, 0, 0] as the MTA offers."""
         offered, steps, *_ = options
         missing = [name for name, action in ACTIONS.items() if not offered & action]
         if missing:
-            self._incapable = ", ".join(missing)
-            self._logger.error("the MTA offers too little", missing=self._incapable)
+            self._turned_away = Reason.MTA_INCAPABLE
+            self._logger.error("the MTA offers too little", missing=", ".join(missing))
         if offered & Milter.SETSYMLIST:
             for stage, names in _MACROS.items():
                 self._context.setsymlist(stage, names)
@@ -99,6 +99,12 @@ class Filter:
         actions = offered & (sum(ACTIONS.values()) | Milter.SETSYMLIST)
         options[:] = [actions, self._protocol, 0, 0]
         return int(Milter.CONTINUE)
+
+    def turn_away(self, limit: int) -> None:
+        """Serve nobody in this session: there are as many as `[limits] connections` allows."""
+        # An answer at RCPT and not a closed connection, which an MTA may be told to ignore.
+        self._turned_away = Reason.TOO_MANY_SESSIONS
+        self._logger.error("too many sessions", limit=limit, reason=self._turned_away.value)
 
     @_guarded
     def connect(self, hostname: str, _family: int, address: Any) -> int:  # noqa: ANN401
@@ -124,8 +130,8 @@ class Filter:
     @_guarded
     def envrcpt(self, argument: bytes, *parameters: bytes) -> int:
         """RCPT: the one question that most sessions are about."""
-        if self._incapable:
-            return self._refuse(REPLIES[Reason.MTA_INCAPABLE])
+        if self._turned_away:
+            return self._refuse(REPLIES[self._turned_away])
         reply = self._session.rcpt(argument, parameters, self._macro("i"))
         return self._refuse(reply) if reply else int(Milter.CONTINUE)
 
@@ -231,12 +237,16 @@ class Filter:
 
 def register(service: Service, activity: Activity) -> None:
     """Hand the callbacks to libmilter; once in a process, before `Milter.opensocket`."""
+    limit = service.limits.connections
 
     def negotiate(context: Any, options: list[int]) -> int:  # noqa: ANN401
         filter_ = Filter(service, activity, context)
         context.setpriv(filter_)
         filter_.opened()
-        return filter_.negotiate(options)
+        answer = filter_.negotiate(options)
+        if limit and activity.sessions > limit:
+            filter_.turn_away(limit)
+        return answer
 
     Milter.set_flags(sum(ACTIONS.values()))
     Milter.set_exception_policy(Milter.TEMPFAIL)

@@ -29,7 +29,7 @@ class Copy:
     """A message to submit.
 
     Attributes:
-        sender: reverse-path in brackets.
+        sender: reverse-path in brackets; octets that are no UTF-8 as surrogates.
         mail_parameters: of MAIL, such as BODY=8BITMIME.
         recipients: path in brackets -> its parameters ("NOTIFY=... ORCPT=...", or "").
         content: header and body, CRLF line ends.
@@ -111,7 +111,7 @@ class Reinjector:
             _greet(smtp, copy)
             for path, parameters in recipients.items():
                 given = f" {parameters}" if parameters and smtp.has_extn("dsn") else ""
-                _expect(smtp.docmd("RCPT", f"TO:{path}{given}"))
+                _expect(smtp.docmd("RCPT", _octets(f"TO:{path}{given}")))
             reply = _expect(smtp.data(copy.content))
         except BaseException:
             smtp.close()
@@ -124,13 +124,17 @@ class Reinjector:
 
 def _greet(smtp: smtplib.SMTP, copy: Copy) -> None:
     """MAIL, with the parameters that the listener knows."""
-    utf8 = "SMTPUTF8" in copy.mail_parameters
-    smtp.command_encoding = "utf-8" if utf8 else "ascii"
+    smtp.command_encoding = "latin-1"  # see _octets
     known = [p for p in copy.mail_parameters if smtp.has_extn(_EXTENSIONS[_name(p)])]
     lost = {_name(p) for p in copy.mail_parameters if p not in known}
     if lost & {"SMTPUTF8", "BODY"}:
         raise smtplib.SMTPNotSupportedError(f"the listener does not offer {', '.join(lost)}")
-    _expect(smtp.docmd("MAIL", " ".join([f"FROM:{copy.sender}", *known])))
+    _expect(smtp.docmd("MAIL", _octets(" ".join([f"FROM:{copy.sender}", *known]))))
+
+
+def _octets(text: str) -> str:
+    """For smtplib: each octet a letter. A sender goes on as it came, UTF-8 or not."""
+    return text.encode("utf-8", "surrogateescape").decode("latin-1")
 
 
 _EXTENSIONS = {
@@ -144,7 +148,7 @@ _EXTENSIONS = {
 def mail_parameters(parameters: Sequence[bytes]) -> tuple[str, ...]:
     """Of the parameters of MAIL, those that a copy keeps (RFC 6152, RFC 6531, RFC 3461)."""
     texts = (p.decode("ascii", "replace") for p in parameters)
-    return tuple(text for text in texts if _name(text) in _EXTENSIONS and text.isprintable())
+    return tuple(t for t in texts if _name(t) in _EXTENSIONS and t.isascii() and t.isprintable())
 
 
 def identity_of(sender: str, message: Message) -> str:
@@ -152,7 +156,7 @@ def identity_of(sender: str, message: Message) -> str:
 
     Fields that the next try may bring anew, such as Received, do not count.
     """
-    digest = hashlib.sha256(sender.encode())
+    digest = hashlib.sha256(sender.encode("utf-8", "surrogateescape"))
     for name in _IDENTIFYING:
         for field in message.by_name.get(name, ()):
             digest.update(field.as_bytes())

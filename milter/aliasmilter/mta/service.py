@@ -1,13 +1,15 @@
 """What all sessions of a process share."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import structlog
 
+from aliasmilter.config import LimitsSection
 from aliasmilter.forwarding.decider import Decider
 from aliasmilter.forwarding.outbound import Outbound
 from aliasmilter.forwarding.trace import Tracer
 from aliasmilter.mta.reinject import Reinjector
+from aliasmilter.mta.throttle import Throttle
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +25,8 @@ class Service:
         logger: takes one line a message, and one a refused recipient.
         outbound: examines and seals what leaves; None when neither is wanted.
         reinjector: submits the copies that need another handling; None: one handling a message.
+        limits: what a client or a message may ask for.
+        throttle: counts mail to return addresses that is no bounce; None: no limit.
     """
 
     hostname: str
@@ -33,3 +37,5 @@ class Service:
     logger: structlog.typing.FilteringBoundLogger
     outbound: Outbound | None = None
     reinjector: Reinjector | None = None
+    limits: LimitsSection = field(default_factory=LimitsSection)
+    throttle: Throttle | None = None

@@ -21,8 +21,6 @@ from aliasmilter.routing.decision import Decision, Final
 from aliasmilter.routing.lookup import Unavailable
 from aliasmilter.routing.plan import Recipient, handling_of, handlings_of
 
-MAX_RECIPIENTS = 1000
-
 # RFC 3461 section 4: the two parameters of RCPT that belong to the recipient. Sendmail drops
 # the whole message over one that it does not know.
 _DSN_PARAMETER = re.compile(
@@ -65,7 +63,7 @@ class Session:
     def mail(self, argument: bytes, parameters: Sequence[bytes], login: str = "") -> None:
         """MAIL FROM: whatever was left of an earlier transaction is gone."""
         self._mail = mail = Transaction(
-            sender_argument=argument.decode("utf-8", "replace"), login=login
+            sender_argument=argument.decode("utf-8", "surrogateescape"), login=login
         )
         mail.parameters = mail_parameters(parameters)
         try:
@@ -94,12 +92,14 @@ class Session:
 
     def header(self, name: str, value: bytes) -> None:
         """One header field of the message; the value byte for byte, leading space included."""
-        self._mail.headers.append(HeaderField(name.encode(), value))
+        self._mail.keep_header(HeaderField(name.encode(), value), self._service.limits)
 
     @property
     def wants_body(self) -> bool:
         """Whether the body is looked at: only that of mail that leaves or is split."""
         handlings, service = self._mail.handlings, self._service
+        if self._mail.oversized:
+            return False
         if service.reinjector and len(handlings) > 1:
             return True
         return service.outbound is not None and any(h.leaves for h in handlings)
@@ -145,13 +145,22 @@ class Session:
     def _decide_address(self, address: Address) -> Decision:
         if address is _NOBODY:
             return Decision(address, Reason.MALFORMED, problem="no address")
-        if len(self._mail.recipients) >= MAX_RECIPIENTS:
+        if len(self._mail.recipients) >= self._service.limits.recipients:
             return Decision(address, Reason.TOO_MANY_RECIPIENTS)
         try:
             decision = self._service.decider.decide(address)
+            if decision.reason is Reason.SRS_REVERSED and self._is_too_much(address):
+                return Decision(address, Reason.SRS_THROTTLED)
         except Unavailable as error:
             return Decision(address, Reason.STORE_UNAVAILABLE, problem=str(error))
         return self._fit(decision)
+
+    def _is_too_much(self, address: Address) -> bool:
+        """Whether this is one message too many to a return address; bounces never are."""
+        throttle = self._service.throttle
+        if throttle is None or self._mail.sender_argument in ("<>", ""):
+            return False
+        return throttle.is_too_much(address, self._connection.client.ip)
 
     def _is_our_own(self) -> bool:
         """Whether the client is our own reinjection, which must not pass here a second time."""

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from aliasmilter.config import LimitsSection
 from aliasmilter.forwarding.arc import POSTFIX, SENDMAIL, Transport
 from aliasmilter.mail.address import Address
 from aliasmilter.mail.message import HeaderField, Message
@@ -92,6 +93,7 @@ class Transaction:
         handlings: what all their copies need, each for itself.
         deferred: what the whole message is answered with, when a recipient could not be.
         broken: an event was lost.
+        oversized: there were more header fields than are kept.
         notes: for the log line.
     """
 
@@ -104,7 +106,9 @@ class Transaction:
     handlings: frozenset[Handling] = frozenset()
     deferred: Reply | None = None
     broken: bool = False
+    oversized: bool = False
     headers: list[HeaderField] = field(default_factory=list)
+    header_octets: int = 0
     chunks: list[bytes] = field(default_factory=list)
     notes: dict[str, str] = field(default_factory=dict)
 
@@ -113,10 +117,20 @@ class Transaction:
         """Whether the message may name UTF-8 addresses (RFC 6531 section 3.4)."""
         return "SMTPUTF8" in self.parameters
 
+    def keep_header(self, header: HeaderField, limits: LimitsSection) -> None:
+        """Keep a header field, unless there are too many: then none is kept any more."""
+        self.header_octets += len(header.name) + len(header.value)
+        if len(self.headers) >= limits.headers or self.header_octets > limits.header_octets:
+            self.oversized = True
+            self.headers.clear()
+        if not self.oversized:
+            self.headers.append(header)
+
     @property
     def message(self) -> Message:
         """The message as received; without its body where nobody asked for that."""
-        return Message(tuple(self.headers), b"".join(self.chunks))
+        self.chunks = [b"".join(self.chunks)]  # in memory once: the pieces are let go
+        return Message(tuple(self.headers), self.chunks[0])
 
 
 def transport_of(version: str) -> Transport:

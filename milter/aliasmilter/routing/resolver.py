@@ -37,6 +37,7 @@ from aliasmilter.routing.rules import (
 MAX_DEPTH = 10
 MAX_FINALS = 500
 MAX_ADDRESSES = 2 * MAX_FINALS  # finals and all that leads to them
+MAX_TEXT = 524_288  # characters of rules that are read for one recipient
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +111,8 @@ def resolve(
         if len(search.outcomes) + len(frontier) > MAX_ADDRESSES:
             return search.refuse(Reason.TOO_WIDE)
         frontier = search.expand_level(frontier, lookup([hop.carried for hop in frontier]))
+        if search.read > MAX_TEXT:
+            return search.refuse(Reason.TOO_WIDE)
         if not frontier:
             return search.decide()
     return search.refuse(Reason.CYCLE if search.cycle() else Reason.TOO_DEEP)
@@ -122,16 +125,22 @@ class _Search:
     today: date
     outcomes: dict[tuple[str, str, bool], _Outcome] = field(default_factory=dict)
     hops: dict[tuple[str, str, bool], _Hop] = field(default_factory=dict)
+    read: int = 0
 
     def expand_level(self, frontier: Sequence[_Hop], answers: Sequence[Answer]) -> list[_Hop]:
-        """Expand the hops; returns those of the next level, each once."""
+        """Expand the hops; returns those of the next level, each once; stops at too much."""
+        known = {*self.outcomes, *(hop.key for hop in frontier)}
         following: dict[tuple[str, str, bool], _Hop] = {}
         for hop, answer in zip(frontier, answers, strict=True):
+            # A thousand rules of 64 KB each would be millions of targets.
+            if len(following) > MAX_ADDRESSES or self.read > MAX_TEXT:
+                break
             outcome = _Expansion(hop, self.policy, self.today).expand(answer)
             self.outcomes[hop.key] = outcome
             self.hops[hop.key] = hop
-            following.update((target.key, target) for target in outcome.hops)
-        return [hop for key, hop in following.items() if key not in self.outcomes]
+            self.read += len(outcome.rule_text)
+            following.update((t.key, t) for t in outcome.hops if t.key not in known)
+        return list(following.values())
 
     def cycle(self) -> list[str]:
         """The addresses of a cycle in the rules, in their order; empty when there is none.
@@ -201,12 +210,7 @@ class _Search:
         else:
             reason = Reason.MAILBOX if next(iter(self.outcomes.values())).rule else Reason.PASSED
         return Decision(
-            self.address,
-            reason,
-            finals=tuple(finals),
-            quarantined=quarantined,
-            settings=settings,
-            steps=self.steps(),
+            self.address, reason, tuple(finals), "", "", quarantined, settings, self.steps()
         )
 
     def _refusal(self, outcome: _Outcome) -> Decision:
@@ -261,7 +265,7 @@ class _Expansion:
         hop = self.hop
         if settings.alias_of:
             return self._second_domain(settings.alias_of)
-        delimiter = self._delimiter(settings)
+        delimiter = self.policy.delimiter if settings.delimiter is None else settings.delimiter
         respelt = self._respelt(delimiter)
         if respelt:
             hops = (replace(hop, plain=respelt, carried=respelt),)
@@ -277,9 +281,6 @@ class _Expansion:
             return _invalid(rule_name, str(error))
         outcome = self._apply(rule, name, detail, settings)
         return replace(outcome, rule=rule_name, rule_text=raw.decode("utf-8"))
-
-    def _delimiter(self, settings: Settings) -> str:
-        return self.policy.delimiter if settings.delimiter is None else settings.delimiter
 
     def _respelt(self, delimiter: str) -> Address | None:
         """The target as its own domain spells subaddresses, when the one before differs."""
@@ -320,7 +321,8 @@ class _Expansion:
             return self._quarantine(rule, name, settings)
         if rule.action:
             reason = _REASONS[rule.action]
-            return _Outcome(reason=reason, text=rule.text, says=reason.value)
+            text = "" if self.hop.rule else rule.text  # another address's would tell of it
+            return _Outcome(reason=reason, text=text, says=reason.value)
         if name == CATCH_ALL and any(isinstance(target, Address) for target in rule.targets):
             return self._quarantine(rule, name, settings)
         return self._targets(rule, name, detail)
@@ -365,9 +367,7 @@ class _Expansion:
     def _hold(self, rule: Rule, what: Quarantined) -> _Outcome:
         """Held under the names the rule gives, else under the address as it came."""
         if not rule.targets:
-            return _Outcome(
-                final=Final(self.hop.carried, held=True), quarantined=what, says="held"
-            )
+            return _Outcome(final=Final(self.hop.carried, held=True), quarantined=what, says="held")
         hops = tuple(replace(self._hop(t, CATCH_ALL, ""), held=True) for t in rule.targets)
         return _Outcome(hops=hops, quarantined=what, says="held for its targets")
 

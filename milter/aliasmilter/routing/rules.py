@@ -20,6 +20,7 @@ from enum import StrEnum
 from aliasmilter.mail.address import Address, AddressError, parse_address, parse_domain
 
 MAX_RULE_OCTETS = 65_536
+_MAX_CACHED = 2048  # octets: thousands of the longest rules would be gigabytes
 CATCH_ALL = "*"
 
 _WORD = re.compile(r'(?:[^\s,"]|"(?:[^"\\]|\\.)*")+|"')
@@ -100,13 +101,21 @@ class Settings:
     arc_selector: str | None = None
 
 
-@functools.lru_cache(maxsize=8192)
 def parse_rule(raw: bytes) -> Rule:
     """Parse the text of a rule as Redis holds it.
 
     Raises:
         RuleError: says what is wrong.
     """
+    return _parse_cached(raw) if len(raw) <= _MAX_CACHED else _parse(raw)
+
+
+@functools.lru_cache(maxsize=8192)
+def _parse_cached(raw: bytes) -> Rule:
+    return _parse(raw)
+
+
+def _parse(raw: bytes) -> Rule:
     text = _decode(raw)
     note = _NOTE.search(text)
     line, remark = (text[: note.start()], text[note.end() :]) if note else (text, "")

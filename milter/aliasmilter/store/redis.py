@@ -28,7 +28,7 @@ from aliasmilter.routing.lookup import (
     Unreadable,
     fields_for,
 )
-from aliasmilter.store.schema import alias_key, domain_key, reinjected_key
+from aliasmilter.store.schema import alias_key, counted_key, domain_key, reinjected_key
 
 MAX_KNOWN_UNMANAGED = 10_000
 REMEMBERED = 86_400  # seconds
@@ -102,6 +102,19 @@ class AliasStore:
         """
         self._run(self._remember(digests))
 
+    def count(self, digests: Sequence[str], seconds: int) -> list[int]:
+        """Add one to each counter, in one round trip; their values.
+
+        Args:
+            digests: of what is counted.
+            seconds: how long a counter lasts from its first use.
+
+        Raises:
+            Unavailable: no answer in time.
+        """
+        counted: list[int] = self._run(self._count(digests, seconds))
+        return counted
+
     def ping(self) -> None:
         """Find out whether the store answers.
 
@@ -153,6 +166,14 @@ class AliasStore:
         for digest in digests:
             pipeline.set(reinjected_key(digest), 1, ex=REMEMBERED)
         await pipeline.execute()
+
+    async def _count(self, digests: Sequence[str], seconds: int) -> list[int]:
+        pipeline = self._client.pipeline(transaction=False)
+        for digest in digests:
+            # Not EXPIRE after INCR: a counter must never be there without an end.
+            pipeline.set(counted_key(digest), 0, ex=seconds, nx=True)
+            pipeline.incr(counted_key(digest))
+        return list((await pipeline.execute())[1::2])
 
     async def _fetch(self, addresses: Sequence[Address]) -> list[Answer]:
         domains = list(dict.fromkeys(a.domain for a in addresses if _can_be_managed(a.domain)))

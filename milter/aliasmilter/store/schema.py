@@ -3,6 +3,7 @@
 DOMAIN_PREFIX = "domain:"
 ALIAS_PREFIX = "alias:"
 REINJECTED_PREFIX = "reinjected:"
+COUNTED_PREFIX = "counted:"
 
 
 def domain_key(domain: str) -> str:
@@ -13,6 +14,11 @@ def domain_key(domain: str) -> str:
 def alias_key(domain: str) -> str:
     """The hash with the rules of a domain: local part (lower case), or `*`, to rule text."""
     return ALIAS_PREFIX + domain
+
+
+def counted_key(digest: str) -> str:
+    """How much mail that is no bounce went to a return address, or came from a client, lately."""
+    return COUNTED_PREFIX + digest
 
 
 def reinjected_key(digest: str) -> str:
