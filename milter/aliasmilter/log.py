@@ -2,16 +2,26 @@
 
 Text:  4Tz8Qk1x2y: accepted sender="<a@example.org>" recipients="<sales@example.com> alias ..."
 JSON:  {"queue_id": "4Tz8Qk1x2y", "event": "accepted", ...}
+
+Every text in it is bounded, and what was cut says how long it was: "<aaaa...[50012]". A line that
+cannot be written is lost, and counted; nobody's mail depends on the log (`logstream`).
 """
 
+import json
 import logging
-import sys
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping, Sequence
 from typing import Any, Literal
 
 import structlog
 
+from aliasmilter import logstream
+
 NO_QUEUE = "NOQUEUE"  # as Postfix and Sendmail call what has no queue id yet
+
+MAX_TEXT = 400  # characters of one field; an address has 320 at most
+MAX_LIST = 16_000  # characters of all the items of a list together
+MAX_TRACE = 100  # lines of a traceback; what matters most stands at its end
+_TRACE_HEAD = 20
 
 
 def set_up(style: Literal["text", "json"], level: str) -> None:
@@ -21,14 +31,20 @@ def set_up(style: Literal["text", "json"], level: str) -> None:
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.format_exc_info,
+            _bounded,
             *([structlog.processors.TimeStamper(fmt="iso", utc=True)] if style == "json" else []),
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
-        # One write a line: several processes share the stream.
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        logger_factory=logstream.open_stream(_loss_in[style]),
         cache_logger_on_first_use=True,
     )
+
+
+_loss_in: dict[str, Callable[[int], str]] = {
+    "text": lambda lost: f"error: {lost} log lines lost",
+    "json": lambda lost: json.dumps({"level": "error", "event": "log lines lost", "lost": lost}),
+}
 
 
 def get() -> structlog.typing.FilteringBoundLogger:
@@ -45,15 +61,57 @@ def escape(text: str) -> str:
     """
     if text.isprintable() and '"' not in text and "\\" not in text:
         return text
-    return "".join(_escape_character(c) for c in text)
+    return printable(text.replace("\\", "\\\\").replace('"', '\\"'))
+
+
+def printable(text: str) -> str:
+    """Show what does not print as an escape; for text that stands in no quotes."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else _escape_character(c) for c in text)
 
 
 def _escape_character(character: str) -> str:
-    if character in '"\\':
-        return "\\" + character
-    if character.isprintable():
-        return character
     return character.encode("unicode_escape").decode("ascii")
+
+
+def _bounded(
+    _logger: object, _method: str, event: MutableMapping[str, Any]
+) -> MutableMapping[str, Any]:
+    """Cut what is too long, so that no sender can fill the log; in either format."""
+    for key, value in event.items():
+        if key == "exception":
+            event[key] = _cut_trace(str(value))
+        elif isinstance(value, list | tuple):
+            event[key] = _cut_list(value)
+        elif not isinstance(value, int | float | None):
+            event[key] = _cut(str(value))
+    return event
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}...[{len(text)}]"
+
+
+def _cut_list(items: Sequence[object]) -> list[str]:
+    """The items, each of them cut; the last one says how many there were when not all are shown."""
+    room = MAX_LIST
+    shown: list[str] = []
+    for item in items:
+        text = _cut(str(item))
+        room -= len(text)
+        if room < 0:
+            return [*shown, f"...[{len(items)}]"]
+        shown.append(text)
+    return shown
+
+
+def _cut_trace(trace: str) -> str:
+    lines = [_cut(line) for line in trace.splitlines()]
+    if len(lines) > MAX_TRACE:
+        tail = MAX_TRACE - _TRACE_HEAD
+        lines[_TRACE_HEAD:-tail] = [f"...[{len(lines)} lines]"]
+    return "\n".join(lines)
 
 
 def _text(_logger: object, _method: str, event: MutableMapping[str, Any]) -> str:
@@ -64,7 +122,7 @@ def _text(_logger: object, _method: str, event: MutableMapping[str, Any]) -> str
     severity = "" if level in ("info", "debug") else f"{level}: "
     fields = "".join(f" {key}={_field(value)}" for key, value in event.items())
     # A traceback has many lines: each says where it belongs.
-    lines = "".join(f"\n{head}  {escape(line)}" for line in trace.splitlines())
+    lines = "".join(f"\n{head}  {printable(line)}" for line in trace.splitlines())
     return f"{head}{severity}{escape(str(name))}{fields}{lines}"
 
 
