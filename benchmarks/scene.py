@@ -31,7 +31,10 @@ RULES = (
 SEALING = {
     "arc": {"enabled": True, "domain": "example.net", "selector": "arc", "key_file": "arc.pem"},
 }
-WORDS = "the mail of a bank to its customer about an invoice that is due next week and paid".split()
+WORDS = (
+    "the", "mail", "of", "a", "bank", "to", "its", "customer", "about", "an", "invoice", "that",
+    "is", "due", "next", "week", "and", "paid",
+)  # fmt: skip
 
 
 class Bare(Service):

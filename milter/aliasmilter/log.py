@@ -26,16 +26,17 @@ _TRACE_HEAD = 20
 
 def set_up(style: Literal["text", "json"], level: str) -> None:
     """Send all log lines to standard error, where the service manager takes them."""
-    renderer = structlog.processors.JSONRenderer(ensure_ascii=True) if style == "json" else _text
+    renderer = _json if style == "json" else _text
     structlog.configure(
         processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.format_exc_info,
+            _with_traceback,
             _bounded,
             *([structlog.processors.TimeStamper(fmt="iso", utc=True)] if style == "json" else []),
             renderer,
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
+        wrapper_class=structlog.make_filtering_bound_logger(
+            logging.getLevelNamesMapping()[level.upper()]
+        ),
         logger_factory=logstream.open_stream(_loss_in[style]),
         cache_logger_on_first_use=True,
     )
@@ -48,8 +49,9 @@ _loss_in: dict[str, Callable[[int], str]] = {
 
 
 def get() -> structlog.typing.FilteringBoundLogger:
-    """The logger of this project."""
-    logger: structlog.typing.FilteringBoundLogger = structlog.get_logger()
+    """The logger of this project, as `set_up` has it now."""
+    # Bound: what get_logger() returns would be made anew for each line.
+    logger: structlog.typing.FilteringBoundLogger = structlog.get_logger().bind()
     return logger
 
 
@@ -114,20 +116,33 @@ def _cut_trace(trace: str) -> str:
     return "\n".join(lines)
 
 
-def _text(_logger: object, _method: str, event: MutableMapping[str, Any]) -> str:
+def _with_traceback(
+    logger: Any,  # noqa: ANN401
+    level: str,
+    event: structlog.typing.EventDict,
+) -> structlog.typing.EventDict:
+    if "exc_info" not in event:
+        return event
+    return structlog.processors.format_exc_info(logger, level, event)
+
+
+def _json(_logger: object, level: str, event: MutableMapping[str, Any]) -> str:
+    return json.dumps({**event, "level": level}, default=repr)
+
+
+def _text(_logger: object, level: str, event: MutableMapping[str, Any]) -> str:
     queue_id = escape(str(event.pop("queue_id", "")))
-    name, level = event.pop("event"), event.pop("level")
-    trace = event.pop("exception", "")
+    name, trace = event.pop("event"), event.pop("exception", "")
     head = f"{queue_id}: " if queue_id else ""
     severity = "" if level in ("info", "debug") else f"{level}: "
-    fields = "".join(f" {key}={_field(value)}" for key, value in event.items())
+    fields = "".join([f" {key}={_field(value)}" for key, value in event.items()])
     # A traceback has many lines: each says where it belongs.
-    lines = "".join(f"\n{head}  {printable(line)}" for line in trace.splitlines())
+    lines = "".join([f"\n{head}  {printable(line)}" for line in trace.splitlines()])
     return f"{head}{severity}{escape(str(name))}{fields}{lines}"
 
 
 def _field(value: object) -> str:
     if isinstance(value, list | tuple):
-        value = ", ".join(str(item) for item in value)
+        value = ", ".join([str(item) for item in value])
     text = escape(str(value))
     return text if text and " " not in text and "=" not in text else f'"{text}"'

@@ -137,9 +137,7 @@ def test_the_trace_does_not_tell_which_alias_nor_how_many(ruled: Lab) -> None:
 
 def test_too_many_received_fields_are_a_loop(ruled: Lab) -> None:
     hops = [("Received", f"from a by b; hop {n}") for n in range(51)]
-    outcome = ruled.send(
-        "alice@bank.example", "sales@example.com", content=message(headers=hops)
-    )
+    outcome = ruled.send("alice@bank.example", "sales@example.com", content=message(headers=hops))
     assert outcome.data is not None
     assert outcome.data.code == 554
 

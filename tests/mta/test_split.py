@@ -84,6 +84,7 @@ def test_a_hold_never_holds_anybody_elses_copy(make_lab: Callable[..., Lab]) -> 
 def listener(behaviour: str) -> Iterator[int]:
     """A listener that refuses, hangs, or drops the connection after DATA."""
     with reserved_port() as port, socket.create_server(("127.0.0.1", port)) as server:
+
         def serve() -> None:
             while True:
                 try:

@@ -163,9 +163,7 @@ class _Rules:
             yield warning(where, f"expired on {rule.expires}" if rule.expires else "expired")
         handling = handling_of(decision)
         if handling and handling.leaves and not all(final.leaves for final in decision.finals):
-            yield warning(
-                where, "targets here and on other systems: all copies get the SRS sender"
-            )
+            yield warning(where, "targets here and on other systems: all copies get the SRS sender")
 
     def _catch_all(
         self, domain: str, where: str, action: Action | None, *, targets: bool

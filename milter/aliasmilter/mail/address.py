@@ -54,7 +54,7 @@ class AddressError(ValueError):
     """The text is no address; the message says what is wrong with it."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # no slots: the key is kept
 class Address:
     """A mailbox name: who, at which domain.
 
@@ -67,7 +67,7 @@ class Address:
     local: str
     domain: str
 
-    @property
+    @functools.cached_property
     def key(self) -> str:
         """Two addresses with one key are one person: case and Unicode form do not count.
 

@@ -77,7 +77,7 @@ class Reply:
 
     def saying(self, text: str) -> "Reply":
         """The same reply in the words of a rule; in its own when the rule has none."""
-        fit = fit_text(text)
+        fit = fit_text(text) if text else ""
         return replace(self, text=fit) if fit else self
 
     def __str__(self) -> str:

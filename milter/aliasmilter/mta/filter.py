@@ -7,7 +7,7 @@ come from different threads, but never two at a time.
 
 import functools
 from collections.abc import Callable
-from typing import Any, Concatenate, ParamSpec
+from typing import Any
 
 import Milter
 import structlog
@@ -44,24 +44,6 @@ _MACROS = {
     Milter.M_EOH: "i",
     Milter.M_EOM: "i",
 }
-
-P = ParamSpec("P")
-
-
-def _guarded(
-    callback: "Callable[Concatenate[Filter, P], int]",
-) -> "Callable[Concatenate[Filter, P], int]":
-    """Turn any exception into a traceback in the log and a 451 (or, unanswered, a lost event)."""
-
-    @functools.wraps(callback)
-    def wrapper(self: "Filter", *args: P.args, **kwargs: P.kwargs) -> int:
-        try:
-            with self.activity.callback():
-                return callback(self, *args, **kwargs)
-        except Exception as error:  # noqa: BLE001  # whatever it was: logged, and a 451
-            return self.failed(callback.__name__, error)
-
-    return wrapper  # type: ignore[return-value]  # mypy has self as a named argument
 
 
 class Filter:
@@ -106,7 +88,6 @@ class Filter:
         self._turned_away = Reason.TOO_MANY_SESSIONS
         self._logger.error("too many sessions", limit=limit, reason=self._turned_away.value)
 
-    @_guarded
     def connect(self, hostname: str, _family: int, address: Any) -> int:  # noqa: ANN401
         """`address` is (ip, port, ...) over a network; a path or None otherwise."""
         ip, port = address[:2] if isinstance(address, tuple) else (None, None)
@@ -114,20 +95,17 @@ class Filter:
         self._session.connected(Client(hostname, ip, port), transport)
         return self._unanswered(Milter.P_NR_CONN)
 
-    @_guarded
     def helo(self, name: str) -> int:
         """HELO or EHLO."""
         self._session.helo(name)
         return self._unanswered(Milter.P_NR_HELO)
 
-    @_guarded
     def envfrom(self, argument: bytes, *parameters: bytes) -> int:
         """MAIL."""
         self._transaction(begins=True)
         self._session.mail(argument, parameters, self._macro("{auth_authen}"))
         return self._unanswered(Milter.P_NR_MAIL)
 
-    @_guarded
     def envrcpt(self, argument: bytes, *parameters: bytes) -> int:
         """RCPT: the one question that most sessions are about."""
         if self._turned_away:
@@ -135,13 +113,11 @@ class Filter:
         reply = self._session.rcpt(argument, parameters, self._macro("i"))
         return self._refuse(reply) if reply else int(Milter.CONTINUE)
 
-    @_guarded
     def header(self, name: str, value: bytes) -> int:
         """One header field; without P_HDR_LEADSPC its value has lost the space before it."""
         self._session.header(name, value if self._protocol & Milter.P_HDR_LEADSPC else b" " + value)
         return self._unanswered(Milter.P_NR_HDR)
 
-    @_guarded
     def body(self, chunk: bytes) -> int:
         """A piece of the body; the first is the last when nobody wants it."""
         if self._session.wants_body:
@@ -149,7 +125,6 @@ class Filter:
             return int(Milter.CONTINUE)
         return int(Milter.SKIP if self._protocol & Milter.P_SKIP else Milter.CONTINUE)
 
-    @_guarded
     def eom(self) -> int:
         """The end of the message: all edits are made here."""
         try:
@@ -157,7 +132,6 @@ class Filter:
         finally:
             self._transaction(begins=False)
 
-    @_guarded
     def abort(self) -> int:
         """The transaction ends without a message."""
         self._transaction(begins=False)
@@ -250,21 +224,44 @@ def register(service: Service, activity: Activity) -> None:
 
     Milter.set_flags(sum(ACTIONS.values()))
     Milter.set_exception_policy(Milter.TEMPFAIL)
-    Milter.set_connect_callback(lambda context, *args: _of(context).connect(*args))
-    Milter.set_helo_callback(lambda context, *args: _of(context).helo(*args))
-    Milter.set_envfrom_callback(lambda context, *args: _of(context).envfrom(*args))
-    Milter.set_envrcpt_callback(lambda context, *args: _of(context).envrcpt(*args))
-    Milter.set_header_callback(lambda context, *args: _of(context).header(*args))
-    Milter.set_body_callback(lambda context, *args: _of(context).body(*args))
-    Milter.set_eom_callback(lambda context: _of(context).eom())
-    Milter.set_abort_callback(lambda context: _of(context).abort())
+    Milter.set_connect_callback(_guarded(Filter.connect))
+    Milter.set_helo_callback(_guarded(Filter.helo))
+    Milter.set_envfrom_callback(_guarded(Filter.envfrom))
+    Milter.set_envrcpt_callback(_guarded(_counted(Filter.envrcpt)))
+    Milter.set_header_callback(_guarded(Filter.header))
+    Milter.set_body_callback(_guarded(Filter.body))
+    Milter.set_eom_callback(_guarded(_counted(Filter.eom)))
+    Milter.set_abort_callback(_guarded(Filter.abort))
     Milter.set_close_callback(_close)
     Milter.register("alias-milter", negotiate=negotiate)
 
 
-def _of(context: Any) -> Filter:  # noqa: ANN401
-    filter_: Filter = context.getpriv()
-    return filter_
+def _guarded(callback: Callable[..., int]) -> Callable[..., int]:
+    """A callback of libmilter out of a method of Filter.
+
+    Any exception becomes a traceback in the log and a 451 (or, unanswered, a lost event).
+    """
+
+    @functools.wraps(callback)
+    def guarded(context: Any, *arguments: Any) -> int:  # noqa: ANN401  # pymilter's
+        filter_: Filter = context.getpriv()
+        try:
+            return callback(filter_, *arguments)
+        except Exception as error:  # noqa: BLE001  # whatever it was: logged, and a 451
+            return filter_.failed(callback.__name__, error)
+
+    return guarded
+
+
+def _counted(callback: Callable[..., int]) -> Callable[..., int]:
+    """Count the callback as running: one that asks others, and must not be cut short."""
+
+    @functools.wraps(callback)
+    def counted(filter_: Filter, *arguments: Any) -> int:  # noqa: ANN401
+        with filter_.activity.callback():
+            return callback(filter_, *arguments)
+
+    return counted
 
 
 def _close(context: Any) -> int:  # noqa: ANN401

@@ -77,10 +77,10 @@ class Session:
     ) -> Reply | None:
         """RCPT TO: the reply when it is refused, None when it is accepted."""
         decision = self._decide(argument)
-        mail = self._mail
-        if decision.reply is not None and self._connection.client.is_local_submission:
+        mail, reply = self._mail, decision.reply
+        if reply is not None and self._connection.client.is_local_submission:
             decision = self._left_to_the_mta(decision)
-        reply = decision.reply
+            reply = decision.reply
         text = argument.decode("utf-8", "replace")
         if reply is not None:
             self._log_refusal(text, decision, reply, queue_id)

@@ -1,6 +1,7 @@
 """The values that routing takes and gives: the policy, and what becomes of a recipient."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from aliasmilter.mail.address import Address
 from aliasmilter.mail.replies import REPLIES, Reason, Reply
@@ -77,7 +78,7 @@ class Decision:
         problem: for the log: which key and field is at fault, and how; or "".
         quarantined: hits that went to quarantine on the way.
         settings: of the domain of the recipient, when it is managed.
-        steps: how the decision was found.
+        explain: says how the decision was found.
     """
 
     address: Address
@@ -87,7 +88,12 @@ class Decision:
     problem: str = ""
     quarantined: tuple[Quarantined, ...] = ()
     settings: Settings | None = None
-    steps: tuple[Step, ...] = ()
+    explain: Callable[[], tuple[Step, ...]] = field(default=tuple, compare=False, repr=False)
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """How the decision was found."""
+        return self.explain()
 
     @property
     def reply(self) -> Reply | None:

@@ -40,7 +40,7 @@ MAX_ADDRESSES = 2 * MAX_FINALS  # finals and all that leads to them
 MAX_TEXT = 524_288  # characters of rules that are read for one recipient
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: that costs more than the expansion
 class _Hop:
     """An address to expand.
 
@@ -65,9 +65,14 @@ class _Hop:
         return self.carried.key, self.plain.key, self.held
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Outcome:
-    """What the expansion of a hop came to: exactly one of the first three is set."""
+    """What the expansion of a hop came to: exactly one of the first three is set.
+
+    Attributes:
+        says: for people; "" where it names the targets.
+        targets: in the order of the rule, the address itself included.
+    """
 
     final: Final | None = None
     hops: tuple[_Hop, ...] = ()
@@ -79,6 +84,13 @@ class _Outcome:
     rule: str = ""
     rule_text: str = ""
     settings: Settings | None = None
+    targets: Sequence[_Hop] = ()
+
+    @property
+    def said(self) -> str:
+        if self.says or not self.hops:
+            return self.says or "mailbox"
+        return "to " + ", ".join(str(target.carried) for target in self.targets)
 
 
 def resolve(
@@ -126,6 +138,7 @@ class _Search:
     outcomes: dict[tuple[str, str, bool], _Outcome] = field(default_factory=dict)
     hops: dict[tuple[str, str, bool], _Hop] = field(default_factory=dict)
     read: int = 0
+    met_again: bool = False  # a rule led to an address that was expanded before
 
     def expand_level(self, frontier: Sequence[_Hop], answers: Sequence[Answer]) -> list[_Hop]:
         """Expand the hops; returns those of the next level, each once; stops at too much."""
@@ -136,10 +149,15 @@ class _Search:
             if len(following) > MAX_ADDRESSES or self.read > MAX_TEXT:
                 break
             outcome = _Expansion(hop, self.policy, self.today).expand(answer)
-            self.outcomes[hop.key] = outcome
-            self.hops[hop.key] = hop
+            key = hop.key
+            self.outcomes[key] = outcome
+            self.hops[key] = hop
             self.read += len(outcome.rule_text)
-            following.update((t.key, t) for t in outcome.hops if t.key not in known)
+            for target in outcome.hops:
+                if target.key in known:
+                    self.met_again = True
+                else:
+                    following[target.key] = target
         return list(following.values())
 
     def cycle(self) -> list[str]:
@@ -147,6 +165,8 @@ class _Search:
 
         A way back to a mailbox is none: it ends there (two mailboxes that copy each other).
         """
+        if not self.met_again:
+            return []  # as with nearly all rules
         mailboxes = {key for key, outcome in self.outcomes.items() if outcome.final}
         sorter = TopologicalSorter(
             {
@@ -181,12 +201,13 @@ class _Search:
         cycle = self.cycle() if reason is Reason.CYCLE else []
         problem = " -> ".join(cycle) or f"more than {MAX_DEPTH} levels or {MAX_FINALS} recipients"
         return Decision(
-            self.address, reason, problem=problem, settings=self._settings(), steps=self.steps()
+            self.address, reason, problem=problem, settings=self._settings(), explain=self.steps
         )
 
     def steps(self) -> tuple[Step, ...]:
+        """How it was found; the daemon never asks."""
         found = self.outcomes.items()
-        return tuple(Step(self.hops[k].carried, o.rule, o.rule_text, o.says) for k, o in found)
+        return tuple(Step(self.hops[k].carried, o.rule, o.rule_text, o.said) for k, o in found)
 
     def _finals(self) -> list[Final]:
         """Each person once; somebody also reached by a way that holds nothing is not held."""
@@ -210,7 +231,12 @@ class _Search:
         else:
             reason = Reason.MAILBOX if next(iter(self.outcomes.values())).rule else Reason.PASSED
         return Decision(
-            self.address, reason, tuple(finals), "", "", quarantined, settings, self.steps()
+            self.address,
+            reason,
+            finals=tuple(finals),
+            quarantined=quarantined,
+            settings=settings,
+            explain=self.steps,
         )
 
     def _refusal(self, outcome: _Outcome) -> Decision:
@@ -220,7 +246,7 @@ class _Search:
             text=outcome.text,
             problem=outcome.problem,
             settings=self._settings(),
-            steps=self.steps(),
+            explain=self.steps,
         )
 
     def _settings(self) -> Settings | None:
@@ -246,7 +272,9 @@ class _Expansion:
             settings = parse_settings(answer.settings)
         except RuleError as error:
             return _invalid(f"domain:{self.hop.carried.domain}", str(error))
-        return replace(self._managed(answer, settings), settings=settings)
+        outcome = self._managed(answer, settings)
+        outcome.settings = settings
+        return outcome
 
     def _unmanaged(self) -> _Outcome:
         hop = self.hop
@@ -280,7 +308,8 @@ class _Expansion:
         except RuleError as error:
             return _invalid(rule_name, str(error))
         outcome = self._apply(rule, name, detail, settings)
-        return replace(outcome, rule=rule_name, rule_text=raw.decode("utf-8"))
+        outcome.rule, outcome.rule_text = rule_name, raw.decode("utf-8")
+        return outcome
 
     def _respelt(self, delimiter: str) -> Address | None:
         """The target as its own domain spells subaddresses, when the one before differs."""
@@ -332,8 +361,7 @@ class _Expansion:
         itself = [hop for hop in hops if hop.carried.key == self.hop.carried.key]
         final = Final(self.hop.carried, held=self.hop.held) if itself else None
         others = tuple(hop for hop in hops if hop not in itself)
-        names = ", ".join(str(hop.carried) for hop in hops)
-        return _Outcome(final=final, hops=others, says="mailbox" if not others else f"to {names}")
+        return _Outcome(final=final, hops=others, targets=hops)
 
     def _hop(self, target: Address | SameLocalPart, name: str, detail: str) -> _Hop:
         address, held = self.hop.carried, self.hop.held
