@@ -88,7 +88,7 @@ def zone() -> Zone:
 
 def message(number: int, size: int, *, sign: bool = True) -> bytes:
     """A message of `size` octets in all, unlike the others, signed as its domain does it."""
-    pick = random.Random(number)  # noqa: S311  # the same messages each time
+    pick = random.Random(number)  # the same messages each time
     domain = bank(number % BANKS)
     head = (
         f"Received: from mail.{domain} (mail.{domain} [{CLIENT}])\r\n"
