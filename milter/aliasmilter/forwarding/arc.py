@@ -62,6 +62,7 @@ SIGNED = (
     "list-archive",
     "dkim-signature",
 )
+_SIGNED = tuple(name.encode() for name in SIGNED)
 # A field that stands more often than this is not signed: h= would grow without bound.
 MAX_REPEATED = 30
 WIDTH = 72
@@ -209,10 +210,15 @@ def signable(message: Message, transport: Transport) -> list[bytes] | Unsealed:
         # RFC 5322, 3.6: exactly one. dkimpy and others refuse to verify anything else.
         return Unsealed.SEVERAL_FROM if count else Unsealed.NO_FROM
     names: list[bytes] = []
-    for name in SIGNED:
-        fields = message.fields(name)
-        if len(fields) <= MAX_REPEATED and all(is_stable(field, transport) for field in fields):
-            names.extend([name.encode()] * len(fields))
+    by_name = message.by_name
+    for name in _SIGNED:
+        fields = by_name.get(name, ())
+        if (
+            fields
+            and len(fields) <= MAX_REPEATED
+            and all(is_stable(field, transport) for field in fields)
+        ):
+            names.extend([name] * len(fields))
     if b"from" not in names:
         return Unsealed.FROM_CHANGES
     return [*names, b"from"]

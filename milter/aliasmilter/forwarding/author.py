@@ -5,10 +5,16 @@
 The field is read in one pass without recursion, as comments nest as deep as a sender likes.
 """
 
+import re
 from collections.abc import Iterator
 
 from aliasmilter.forwarding.names import to_a_label
 from aliasmilter.mail.message import Message
+
+# Nearly all From fields: a name, quoted or not, and an address in angle brackets. What the functions
+# below would say, in one step.
+_ATOMS = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~.-]+"
+_COMMON = re.compile(rf'(?:[ \t]*"[^"\\]*"[ \t]*|[^"(),:;<>@\\]*)<({_ATOMS}@[A-Za-z0-9.-]+)>[ \t]*')
 
 
 class NoAuthorError(Exception):
@@ -24,6 +30,9 @@ def author_domain(message: Message) -> str:
         text = fields[0].unfolded.decode("utf-8")
     except UnicodeDecodeError:
         raise NoAuthorError("From is not UTF-8") from None
+    common = _COMMON.fullmatch(text)
+    if common:
+        return _domain(common[1])
     domains = {_domain(address) for address in _addresses(text)}
     if not domains:
         raise NoAuthorError("no address in From")

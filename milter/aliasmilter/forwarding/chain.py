@@ -31,6 +31,7 @@ AAR = "ARC-Authentication-Results"
 AMS = "ARC-Message-Signature"
 AS = "ARC-Seal"
 NAMES = (AAR, AMS, AS)
+_KEYS = tuple(name.lower().encode() for name in NAMES)
 Step = Literal["message signature", "seal"]
 _INSTANCE = re.compile(rb"(?:\A|;)\s*i\s*=\s*(\d{1,2})\s*(?:;|\Z)")
 _ENDED = re.compile(rb"(?:\A|;)\s*cv\s*=\s*fail\s*(?:;|\Z)", re.IGNORECASE)
@@ -65,7 +66,9 @@ def collect(message: Message, max_sets: int = MAX_SETS) -> tuple[ArcSet, ...]:
 
     RFC 8617, 5.2, step 3: each set is whole, and the instances run from 1 without gaps.
     """
-    groups = [message.fields(name) for name in NAMES]
+    groups = [message.by_name.get(key, ()) for key in _KEYS]
+    if not any(groups):
+        return ()
     if max(len(group) for group in groups) > max_sets:
         raise MalformedError(f"more than {max_sets} ARC sets", MAX_SETS)
     numbered = [[(instance_of(field), field) for field in group] for group in groups]

@@ -7,7 +7,7 @@ and knows neither `np` nor temporary errors.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 
 from publicsuffixlist import PublicSuffixList
 
@@ -38,6 +38,7 @@ def suffixes() -> PublicSuffixList:
     return PublicSuffixList()
 
 
+@lru_cache(maxsize=8192)
 def organizational_domain(domain: str) -> str:
     """The domain right below the public suffix; a public suffix stands for itself."""
     return suffixes().privatesuffix(domain) or domain
@@ -83,6 +84,7 @@ def _is_policy(text: bytes) -> bool:
     return text.partition(b";")[0].replace(b" ", b"") == b"v=DMARC1"
 
 
+@lru_cache(maxsize=1024)
 def parse(text: bytes) -> Record | None:
     """Read a record; tags that cannot be read are left out (RFC 7489, 6.3).
 

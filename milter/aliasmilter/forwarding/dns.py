@@ -11,8 +11,8 @@ deadline and counts the queries. Three outcomes, never mixed up:
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 
 import dns.exception
@@ -54,16 +54,42 @@ class Answer:
     """What DNS says about a name and type: `records` empty means absent.
 
     TXT records are their joined strings (RFC 7208, 3.3; RFC 6376, 3.6.2.2); A, AAAA and PTR are
-    text; MX is preference, space, host.
+    text; MX is preference, space, host. Until `expires`, on the resolver's clock, it holds.
     """
 
     records: tuple[bytes, ...]
     exists: bool = True
+    expires: float = field(default=0.0, compare=False)
 
     @property
     def size(self) -> int:
         """Octets that the answer takes in the cache, roughly."""
         return 200 + sum(len(record) for record in self.records)
+
+
+class Conclusions:
+    """What was concluded from answers, for as long as all of those hold; for all threads."""
+
+    def __init__(self, clock: Clock, max_entries: int = 10_000) -> None:
+        self._clock = clock
+        self._max_entries = max_entries
+        self._lock = threading.Lock()
+        self._entries: OrderedDict[Hashable, tuple[float, object]] = OrderedDict()
+
+    def get(self, key: Hashable) -> object | None:
+        """The conclusion, or None when there is none or an answer has expired."""
+        expires, conclusion = self._entries.get(key, (0.0, None))
+        return conclusion if self._clock() < expires else None
+
+    def put(self, key: Hashable, conclusion: object, expires: float) -> None:
+        """Keep a conclusion; the oldest makes room."""
+        if expires <= self._clock():
+            return
+        with self._lock:
+            self._entries.pop(key, None)
+            self._entries[key] = (expires, conclusion)
+            if len(self._entries) > self._max_entries:
+                self._entries.popitem(last=False)
 
 
 class Cache:
@@ -148,6 +174,7 @@ class Resolver:
         self.servers = [parse_nameserver(text) for text in nameservers] or system_nameservers()
         self.clock = clock
         self.cache = cache or Cache(clock)
+        self.conclusions = Conclusions(clock)
 
     def lookup(self, timeout: float, max_queries: int = 150) -> "Lookup":
         """A message's own view: one deadline from now on, a bounded number of queries."""
@@ -166,6 +193,7 @@ class Resolver:
         if qname is None:
             return Answer((), exists=False)
         answer, ttl = _read(self._exchange(qname, rdtype, deadline), rdtype)
+        answer = replace(answer, expires=self.clock() + ttl)
         self.cache.put(key, answer, ttl)
         return answer
 
@@ -203,6 +231,11 @@ class Lookup:
         self._patience = timeout * 0.4
         self._left = max_queries
         self._seen: dict[tuple[str, str], Answer | UnavailableError] = {}
+
+    @property
+    def conclusions(self) -> Conclusions:
+        """The resolver's."""
+        return self._resolver.conclusions
 
     def query(self, name: str, rdtype: str) -> Answer:
         """The answer for a name and a type ("TXT", "A", ...). Raises UnavailableError."""

@@ -1,6 +1,7 @@
 """Domain names out of mail: made A-labels, or refused."""
 
 import re
+from functools import lru_cache
 
 import idna
 
@@ -14,6 +15,7 @@ def is_domain(text: str) -> bool:
     return len(text) <= 253 and _DOMAIN.fullmatch(text) is not None
 
 
+@lru_cache(maxsize=8192)
 def to_a_label(text: str) -> str | None:
     """The domain in lower case with A-labels (RFC 5890), or None when it is no domain name."""
     name = text.strip().removesuffix(".").lower()

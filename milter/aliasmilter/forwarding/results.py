@@ -4,11 +4,12 @@ Nothing that a sender wrote gets into the text except domain names, selectors an
 that were checked before; reasons come out of our own fixed phrases.
 """
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 
-from authres.core import AuthenticationResult, AuthenticationResultProperty
-
+# RFC 2045, 5.1: no white space, no control characters, none of the tspecials.
+_TOKEN = re.compile(r"[!#$%&'*+.0-9A-Z^_`a-z{|}~-]+")
 FOLD = b";\n\t"
 
 
@@ -123,47 +124,51 @@ def results_header(results: Results, authserv_id: str) -> bytes:
 
 def results_text(results: Results, authserv_id: str) -> bytes:
     """authserv-id and results, folded: what both A-R and ARC-Authentication-Results carry."""
-    texts = [str(result).encode("ascii", "replace") for result in _authres(results)]
+    texts = [text.encode("ascii", "replace") for text in _texts(results)]
     return FOLD.join([authserv_id.encode("ascii", "replace"), *(texts or [b"none"])])
 
 
-def _authres(results: Results) -> list[AuthenticationResult]:
+def _texts(results: Results) -> list[str]:
     found = []
     if results.arc is not None:
         # RFC 8617, 10.2: smtp.remote-ip is the address of the client at this hop.
-        found.append(_one("arc", results.arc, ("smtp", "remote-ip", results.client_ip)))
+        found.append(_one("arc", results.arc, ("smtp.remote-ip", results.client_ip)))
     if results.spf is not None:
-        found.append(_one("spf", results.spf, ("smtp", results.spf.identity, results.spf.domain)))
-    found.extend(_dkim(each) for each in results.dkim)
+        identity = f"smtp.{results.spf.identity.value}"
+        found.append(_one("spf", results.spf, (identity, results.spf.domain)))
+    found.extend([_dkim(each) for each in results.dkim])
     if results.dmarc is not None:
-        policy = ("policy", "dmarc", results.dmarc.policy)
-        found.append(_one("dmarc", results.dmarc, ("header", "from", results.dmarc.domain), policy))
+        policy = ("policy.dmarc", results.dmarc.policy)
+        found.append(_one("dmarc", results.dmarc, ("header.from", results.dmarc.domain), policy))
     return found
 
 
-def _dkim(result: DkimResult) -> AuthenticationResult:
+def _dkim(result: DkimResult) -> str:
     return _one(
         "dkim",
         result,
-        ("header", "d", result.domain),
-        ("header", "s", result.selector),
-        ("header", "a", result.algorithm),
-        ("header", "b", result.signature),  # RFC 6008
+        ("header.d", result.domain),
+        ("header.s", result.selector),
+        ("header.a", result.algorithm),
+        ("header.b", result.signature),  # RFC 6008
     )
 
 
 def _one(
     method: str,
     result: SpfResult | DkimResult | ArcResult | DmarcResult,
-    *properties: tuple[str, str, str],
-) -> AuthenticationResult:
-    return AuthenticationResult(
-        method,
-        result=result.verdict.value,
-        reason=result.reason or None,
-        properties=[
-            AuthenticationResultProperty(kind, name, value)
-            for kind, name, value in properties
-            if value
-        ],
-    )
+    *properties: tuple[str, str],
+) -> str:
+    """One resinfo (RFC 8601, 2.2); properties without a value are left out."""
+    words = [f"{method}={result.verdict.value}"]
+    if result.reason:
+        words.append(f"reason={_value(result.reason)}")
+    words += [f"{name}={_value(value)}" for name, value in properties if value]
+    return " ".join(words)
+
+
+def _value(text: str) -> str:
+    """As a token, or quoted where it is none (RFC 2045, 5.1)."""
+    if _TOKEN.fullmatch(text):
+        return text
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

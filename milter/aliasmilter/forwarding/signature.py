@@ -1,8 +1,8 @@
 """Signatures as DKIM and ARC share them: tag lists, keys in DNS, verification.
 
-dkimpy reads tag lists; `cryptography` verifies. dkimpy's own verify() is not used here: it knows
-no temporary error, takes `l=` for good, needs PyNaCl for Ed25519, and its patterns take quadratic
-time on white space. The tests compare our verdicts with its.
+`cryptography` verifies. dkimpy's verify() is not used here: it knows no temporary error, takes `l=`
+for good, needs PyNaCl for Ed25519, and its patterns take quadratic time on white space. The tests
+compare our tag lists and verdicts with its.
 
     UnusableError            the signature cannot be evaluated; carries verdict and reason
 """
@@ -18,7 +18,6 @@ from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.hashes import SHA256, Hash
 from cryptography.hazmat.primitives.serialization import load_der_public_key
-from dkim.util import InvalidTagValueList, parse_tag_value
 
 from aliasmilter.forwarding import canonical
 from aliasmilter.forwarding.dns import Lookup
@@ -73,10 +72,28 @@ def read_tags(value: bytes) -> dict[bytes, bytes]:
     """The tags of a list (RFC 6376, 3.2). Raises UnusableError: too long, or malformed."""
     if len(value) > MAX_FIELD:
         raise UnusableError(Verdict.NEUTRAL, "field too long")
-    try:
-        return dict(parse_tag_value(value))
-    except InvalidTagValueList:
-        raise UnusableError(Verdict.NEUTRAL, "malformed tag list") from None
+    tags = parse_tags(value)
+    if tags is None:
+        raise UnusableError(Verdict.NEUTRAL, "malformed tag list")
+    return tags
+
+
+def parse_tags(text: bytes) -> dict[bytes, bytes] | None:
+    """The tags of a list without folds (RFC 6376, 3.2), None when it is malformed.
+
+    A name begins with a letter and stands once; what else it may hold is not looked at.
+    """
+    parts = text.strip().split(b";")
+    if not parts[-1]:
+        parts.pop()
+    tags: dict[bytes, bytes] = {}
+    for part in parts:
+        name, equals, value = part.partition(b"=")
+        name = name.strip()
+        if not equals or not name[:1].isalpha() or name in tags:
+            return None
+        tags[name] = value.strip()
+    return tags
 
 
 def read_signature(field: HeaderField) -> Signature:
@@ -231,9 +248,8 @@ def read_key(record: bytes) -> tuple[PublicKey, frozenset[bytes]]:
     """Read a key record (RFC 6376, 3.6.1): the key and the flags of t=. Raises UnusableError."""
     if len(record) > MAX_RECORD:
         _bad_key("key record too long")
-    try:
-        tags = parse_tag_value(record)
-    except InvalidTagValueList:
+    tags = parse_tags(record)
+    if tags is None:
         _bad_key("malformed key record")
     if tags.get(b"v", b"DKIM1") != b"DKIM1":
         _bad_key("malformed key record")

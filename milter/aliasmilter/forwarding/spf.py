@@ -4,6 +4,7 @@ For a null sender the identity is postmaster@HELO (RFC 7208, 2.4), which is also
 by the MAIL FROM identity then (RFC 9989, 4.4.2). With any other sender HELO is not looked at.
 """
 
+import math
 from ipaddress import ip_address
 
 import spf as pyspf
@@ -31,9 +32,17 @@ def evaluate(ip: str, helo: str, mail_from: str, lookup: Lookup) -> SpfResult:
         client = str(ip_address(ip.removeprefix("IPv6:")))
     except ValueError:
         return SpfResult(Verdict.NONE, domain, identity, "no client address")
+    key = ("spf", client, domain, identity)
+    known = lookup.conclusions.get(key)
+    if isinstance(known, SpfResult):
+        return known
     local = mail_from.rpartition("@")[0] or "postmaster"
-    verdict, reason = _check(_Query(client, f"{local}@{domain}", helo, lookup))
-    return SpfResult(verdict, domain, identity, reason)
+    query = _Query(client, f"{local}@{domain}", helo, lookup)
+    verdict, reason = _check(query)
+    result = SpfResult(verdict, domain, identity, reason)
+    if verdict is not Verdict.TEMPERROR and not query.has_macros:
+        lookup.conclusions.put(key, result, query.expires)
+    return result
 
 
 def _check(query: "_Query") -> tuple[Verdict, str]:
@@ -58,6 +67,10 @@ class _Query(pyspf.query):  # type: ignore[misc]
         self.l, _, self.d = sender.rpartition("@")
         self.o = self.d
         self._lookup = lookup
+        # Until when what it finds holds for this client and domain; with macros in a record
+        # (RFC 7208, 7) it may depend on the local part, or on HELO.
+        self.expires = math.inf
+        self.has_macros = False
 
     def dns(
         self,
@@ -76,8 +89,11 @@ class _Query(pyspf.query):  # type: ignore[misc]
         return found
 
     def _records(self, name: str, qtype: str) -> list[object]:
+        answer = self._lookup.query(name, qtype)
+        self.expires = min(self.expires, answer.expires)
         if qtype == "TXT":
-            return [[record] for record in self._lookup.txt(name)]
+            self.has_macros = self.has_macros or any(b"%" in each for each in answer.records)
+            return [[record] for record in answer.records]
         if qtype == "MX":
             return list(self._lookup.mx(name))
         return list(self._lookup.text(name, qtype))

@@ -134,11 +134,14 @@ class _Scheme(Guarded):  # type: ignore[misc]  # pysrs has no annotations
         if self.srs0re.match(senduser) or _COMPLETE_SRS1.match(senduser):
             return str(super().compile(sendhost, senduser, srshost=srshost))
         now = self._clock()
-        made = [
-            self._compile_srs0(sendhost, senduser, self.timestamp_create(now - age * DAY))
-            for age in range(_DAYS_TO_CHOOSE_FROM)
-        ]
-        return next((local for local, suits_both in made if suits_both), made[0][0])
+        newest = ""
+        for age in range(_DAYS_TO_CHOOSE_FROM):
+            timestamp = self.timestamp_create(now - age * DAY)
+            local, suits_both = self._compile_srs0(sendhost, senduser, timestamp)
+            if suits_both:
+                return local
+            newest = newest or local
+        return newest
 
     def parse(self, user: str, srshost: str | None = None) -> tuple[str, str]:  # noqa: ARG002
         """Take an SRS local part apart: (domain, local part) of the address in it.

@@ -9,7 +9,7 @@ Rule 3: nothing here refuses a message; whatever a sender can write can be held.
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 _LINE_END = re.compile(rb"\r?\n")
 # RFC 5322, 2.2: printable US-ASCII except the colon; white space before the colon is obsolete
@@ -62,10 +62,16 @@ class Message:
     @cached_property
     def by_name(self) -> Mapping[bytes, tuple[HeaderField, ...]]:
         """The fields of each name (lower case), from the top down."""
-        found: dict[bytes, list[HeaderField]] = {}
+        found: dict[bytes, tuple[HeaderField, ...]] = {}
+        repeated: dict[bytes, list[HeaderField]] = {}
         for field in self.headers:
-            found.setdefault(field.key, []).append(field)
-        return {name: tuple(fields) for name, fields in found.items()}
+            key = field.key
+            if key not in found:
+                found[key] = (field,)
+            else:  # a list: ten thousand fields of one name must not take quadratic time
+                repeated.setdefault(key, [*found[key]]).append(field)
+        found.update((name, tuple(fields)) for name, fields in repeated.items())
+        return found
 
     @cached_property
     def digests(self) -> dict[str, bytes]:
@@ -74,7 +80,7 @@ class Message:
 
     def fields(self, name: str) -> tuple[HeaderField, ...]:
         """All fields of that name, whatever its case, from the top down."""
-        return self.by_name.get(name.lower().encode("latin-1", "replace"), ())
+        return self.by_name.get(_key(name), ())
 
     def count(self, name: str) -> int:
         """How many fields of that name there are."""
@@ -89,6 +95,11 @@ class Message:
     def as_bytes(self) -> bytes:
         """The message with CRLF line ends, as it goes over SMTP (without dot-stuffing)."""
         return b"".join([*(field.as_bytes() for field in self.headers), b"\r\n", self.body])
+
+
+@lru_cache(maxsize=256)
+def _key(name: str) -> bytes:
+    return name.lower().encode("latin-1", "replace")
 
 
 def _split(data: bytes) -> tuple[list[HeaderField], bytes]:
