@@ -54,15 +54,15 @@ class Listener(Reinjector):
     """Takes copies without a network; made to fail on demand."""
 
     def __init__(self) -> None:
-        super().__init__("127.0.0.1:1", "mx.example.net", 1.0, list, lambda _: None)
+        super().__init__("127.0.0.1:1", "mx.example.net", 1.0, lambda _: (), lambda _: None)
         self.copies: list[Copy] = []
         self.fails = False
 
-    def submit(self, copy: Copy, identity: str) -> str:
+    def send(self, copy: Copy, deadline: float) -> str:
         if self.fails:
             raise ReinjectError("451 not now")
         self.copies.append(copy)
-        return f"Q{len(self.copies)}"
+        return f"2.0.0 Ok: queued as Q{len(self.copies)}"
 
 
 @dataclass

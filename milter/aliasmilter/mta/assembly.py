@@ -15,6 +15,7 @@ from aliasmilter.forwarding.trace import Tracer
 from aliasmilter.mta.reinject import Reinjector
 from aliasmilter.mta.service import Service
 from aliasmilter.mta.throttle import make_throttle
+from aliasmilter.routing.lookup import Lookup
 from aliasmilter.store.redis import AliasStore
 
 
@@ -39,12 +40,12 @@ def load(path: Path) -> Loaded:
 
 
 def make_decider(
-    loaded: Loaded, store: AliasStore, clock: Callable[[], float] = time.time
+    loaded: Loaded, lookup: Lookup, clock: Callable[[], float] = time.time
 ) -> Decider:
-    """What decides addresses."""
+    """What decides addresses, by what `lookup` knows of them."""
     config = loaded.config
     rewriter = make_rewriter(config.srs, loaded.secrets, clock)
-    return Decider(store.lookup, config.policy, rewriter, config.srs.domain, clock)
+    return Decider(lookup, config.policy, rewriter, config.srs.domain, clock)
 
 
 def make_service(
@@ -55,7 +56,7 @@ def make_service(
     outbound = make_outbound(config, loaded.keyring, clock)
     return Service(
         hostname=config.mail.hostname,
-        decider=make_decider(loaded, store, clock),
+        decider=make_decider(loaded, store.lookup, clock),
         tracer=Tracer(loaded.secrets),
         srs_domain=config.srs.domain,
         max_received=config.mail.max_received,

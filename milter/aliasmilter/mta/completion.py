@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.utils import formatdate
 
 from aliasmilter import log
@@ -121,12 +121,18 @@ class Completion:
     ) -> None:
         """Submit the envelopes that cannot go on in the MTA's own transaction."""
         identity = identity_of(self.mail.sender_argument, message)
-        notes = []
-        for envelope in envelopes:
-            queue_id = reinjector.submit(self._copy(envelope, message, results), identity)
-            names = " ".join(delivery.address.path for delivery in envelope.deliveries)
-            notes.append(f"{names} as {queue_id}" if queue_id else f"{names} by an earlier try")
-        self.mail.notes["reinjected"] = "; ".join(notes)
+        deliveries = [delivery for envelope in envelopes for delivery in envelope.deliveries]
+        submission = reinjector.begin(identity, [d.address.path for d in deliveries])
+        try:
+            for envelope in envelopes:
+                left = set(submission.left(d.address.path for d in envelope.deliveries))
+                if left:
+                    wanted = tuple(d for d in envelope.deliveries if d.address.path in left)
+                    copy = self._copy(replace(envelope, deliveries=wanted), message, results)
+                    submission.submit(copy)
+        finally:
+            # When it fails half-way, the log tells who got the message.
+            self.mail.notes.update(submission.notes)
 
     def _copy(self, envelope: Envelope, message: Message, results: Results | None) -> Copy:
         """The message as one envelope's recipients get it."""

@@ -5,19 +5,26 @@ else is submitted anew, before the original transaction is accepted: when that f
 keeps the mail and tries again, and what was submitted the first time is not submitted twice.
 """
 
-import contextlib
 import hashlib
 import re
 import smtplib
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+import socket
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 
 from aliasmilter.mail.message import Message
 from aliasmilter.routing.lookup import Unavailable
 
+# RFC 5321 section 4.5.3.1.8: what every server takes in one transaction.
+MAX_RECIPIENTS = 100
 # Postfix says "2.0.0 Ok: queued as 4Tz8Qk1x2y", Sendmail "2.0.0 5BK... Message accepted ...".
 _QUEUE_ID = re.compile(r"queued as (\w+)|^(?:[0-9.]+ )?(\w+) Message accepted")
 _IDENTIFYING = (b"message-id", b"date", b"from", b"to", b"cc", b"subject")
+# The parameters of MAIL that a copy keeps, and the extension that each belongs to.
+_EXTENSIONS = {"BODY": "8bitmime", "SMTPUTF8": "smtputf8", "RET": "dsn", "ENVID": "dsn"}
 
 
 class ReinjectError(Exception):
@@ -47,7 +54,8 @@ class Reinjector:
     Args:
         server: "HOST:PORT" of the listener.
         hostname: of this mail system; what we say in EHLO is made of it.
-        timeout: seconds for each step of the dialogue.
+        timeout: seconds for all the copies of a message: the MTA that waits for us meanwhile
+            must not give up first.
         known: of these keys, which were remembered; raises Unavailable.
         remember: remembers keys for a day; raises Unavailable.
     """
@@ -67,69 +75,153 @@ class Reinjector:
         self._remember = remember
         self.helo = f"alias-milter.{hostname}"
 
-    def submit(self, copy: Copy, identity: str) -> str:
-        """Submit the copy to those recipients that did not get it before.
+    def begin(self, identity: str, paths: Iterable[str]) -> "Submission":
+        """Begin with a message: its time runs from here.
+
+        Args:
+            identity: of the original message, the same at each try of its sender.
+            paths: of all who are to get a copy.
+        """
+        submission = Submission(self, {p: _key(identity, p) for p in paths}, self._timeout)
+        try:
+            submission.served = frozenset(self._known(list(submission.keys.values())))
+        except Unavailable as error:
+            # A copy too many at worst; refusing would not make it fewer.
+            submission.forgetful = str(error)
+        return submission
+
+    def send(self, copy: Copy, deadline: float) -> str:
+        """Submit a copy; the text of the final reply.
 
         Args:
             copy: what to submit.
-            identity: of the original message, the same at each try of its sender.
+            deadline: of the monotonic clock.
 
-        Returns:
-            The queue id that the listener gave, or "" when nobody was left to serve.
+        Raises:
+            ReinjectError: nobody got it.
+        """
+        try:
+            with _connected(self._server, self.helo, deadline) as smtp:
+                _envelope(smtp, copy)
+                reply = _expect("DATA", smtp.data(copy.content))
+                # From here on the copy is the listener's: what QUIT comes to changes nothing.
+                with suppress(OSError, smtplib.SMTPException):
+                    smtp.putcmd("QUIT")
+        except (OSError, smtplib.SMTPException) as error:
+            raise ReinjectError(_describe(error, deadline)) from error
+        return reply
+
+    def remember(self, keys: Sequence[str]) -> None:
+        """Remember who was served. Raises Unavailable."""
+        self._remember(keys)
+
+
+@dataclass(slots=True)
+class Submission:
+    """The copies of one message.
+
+    Attributes:
+        reinjector: submits them.
+        keys: what each recipient's path is remembered by.
+        seconds: for all of them.
+        served: the keys of those that got theirs at an earlier try of the sender.
+        forgetful: why a retry will not be recognised, or "".
+        done: who was submitted, and as what, for the log.
+    """
+
+    reinjector: Reinjector
+    keys: dict[str, str]
+    seconds: float
+    served: frozenset[str] = frozenset()
+    forgetful: str = ""
+    done: list[str] = field(default_factory=list)
+    _deadline: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._deadline = time.monotonic() + self.seconds
+
+    @property
+    def notes(self) -> dict[str, str]:
+        """For the log line of the message."""
+        notes = {"reinjected": "; ".join(self.done), "not_remembered": self.forgetful}
+        return {name: text for name, text in notes.items() if text}
+
+    def left(self, paths: Iterable[str]) -> list[str]:
+        """Of these recipients, those that did not get the message before."""
+        all_paths = list(paths)
+        left = [path for path in all_paths if self.keys[path] not in self.served]
+        before = " ".join(path for path in all_paths if path not in left)
+        if before:
+            self.done.append(f"{before} by an earlier try")
+        return left
+
+    def submit(self, copy: Copy) -> None:
+        """Submit the copy, in as many transactions as its recipients need.
 
         Raises:
             ReinjectError: nobody, or nobody more, got it: the sender must keep the mail.
         """
-        keys = {path: _key(identity, path) for path in copy.recipients}
-        try:
-            served = self._known(list(keys.values()))
-        except Unavailable:
-            served = ()  # a copy too many at worst; refusing would not make it fewer
-        left = {path: p for path, p in copy.recipients.items() if keys[path] not in served}
-        if not left:
-            return ""
-        try:
-            reply = self._send(copy, left)
-        except (OSError, smtplib.SMTPException) as error:
-            raise ReinjectError(_describe(error)) from error
-        self._note([keys[path] for path in left])
-        match = _QUEUE_ID.search(reply)
-        return (match[1] or match[2]) if match else reply[:80]
+        for recipients in _batches(copy.recipients):
+            part = Copy(copy.sender, copy.mail_parameters, recipients, copy.content)
+            reply = self.reinjector.send(part, self._deadline)
+            match = _QUEUE_ID.search(reply)
+            queue_id = (match[1] or match[2]) if match else reply[:80]
+            self.done.append(f"{' '.join(recipients)} as {queue_id}")
+            self._remember([self.keys[path] for path in recipients])
 
-    def _note(self, keys: Sequence[str]) -> None:
+    def _remember(self, keys: Sequence[str]) -> None:
+        if self.forgetful:
+            return  # asking a store that is away again would cost its time-out each time
         try:
-            self._remember(keys)
-        except Unavailable:
-            return  # it has been delivered; only a retry of the sender could deliver it again
-
-    def _send(self, copy: Copy, recipients: dict[str, str]) -> str:
-        """The text of the final reply; raises OSError or SMTPException."""
-        host, port = self._server
-        smtp = smtplib.SMTP(host, port, local_hostname=self.helo, timeout=self._timeout)
-        try:
-            smtp.ehlo_or_helo_if_needed()
-            _greet(smtp, copy)
-            for path, parameters in recipients.items():
-                given = f" {parameters}" if parameters and smtp.has_extn("dsn") else ""
-                _expect(smtp.docmd("RCPT", _octets(f"TO:{path}{given}")))
-            reply = _expect(smtp.data(copy.content))
-        except BaseException:
-            smtp.close()
-            raise
-        # From here on the copy is the listener's: whatever QUIT comes to changes nothing.
-        with contextlib.suppress(OSError, smtplib.SMTPException):
-            smtp.quit()
-        return reply
+            self.reinjector.remember(keys)
+        except Unavailable as error:
+            self.forgetful = str(error)
 
 
-def _greet(smtp: smtplib.SMTP, copy: Copy) -> None:
-    """MAIL, with the parameters that the listener knows."""
+@contextmanager
+def _connected(server: tuple[str, int], helo: str, deadline: float) -> Iterator[smtplib.SMTP]:
+    """A dialogue that has come to EHLO, and ends at the deadline whatever the listener does.
+
+    A time-out of a socket holds for one read: a listener that answers in drops would keep us for
+    hours. So the connection is shut down from outside when the time is over.
+    """
+    smtp = smtplib.SMTP(local_hostname=helo)
+    smtp.sock = socket.create_connection(server, _seconds_left(deadline))
+    watchdog = threading.Timer(_seconds_left(deadline), _hang_up, [smtp.sock])
+    watchdog.daemon = True
+    watchdog.start()
+    try:
+        _expect("connection", smtp.getreply(), 22)
+        smtp.ehlo_or_helo_if_needed()
+        yield smtp
+    finally:
+        watchdog.cancel()
+        smtp.close()
+
+
+def _seconds_left(deadline: float) -> float:
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return left
+
+
+def _hang_up(connection: socket.socket) -> None:
+    with suppress(OSError):  # closed meanwhile
+        connection.shutdown(socket.SHUT_RDWR)
+
+
+def _envelope(smtp: smtplib.SMTP, copy: Copy) -> None:
+    """MAIL and RCPT, with the parameters that the listener knows."""
     smtp.command_encoding = "latin-1"  # see _octets
     known = [p for p in copy.mail_parameters if smtp.has_extn(_EXTENSIONS[_name(p)])]
     lost = {_name(p) for p in copy.mail_parameters if p not in known}
     if lost & {"SMTPUTF8", "BODY"}:
-        raise smtplib.SMTPNotSupportedError(f"the listener does not offer {', '.join(lost)}")
-    _expect(smtp.docmd("MAIL", _octets(" ".join([f"FROM:{copy.sender}", *known]))))
+        raise ReinjectError(f"the listener does not offer {', '.join(sorted(lost))}")
+    _expect("MAIL", smtp.docmd("MAIL", _octets(" ".join([f"FROM:{copy.sender}", *known]))))
+    for path, parameters in copy.recipients.items():
+        given = f" {parameters}" if parameters and smtp.has_extn("dsn") else ""
+        _expect(f"RCPT {path}", smtp.docmd("RCPT", _octets(f"TO:{path}{given}")))
 
 
 def _octets(text: str) -> str:
@@ -137,18 +229,22 @@ def _octets(text: str) -> str:
     return text.encode("utf-8", "surrogateescape").decode("latin-1")
 
 
-_EXTENSIONS = {
-    "BODY": "8bitmime",
-    "SMTPUTF8": "smtputf8",
-    "RET": "dsn",
-    "ENVID": "dsn",
-}
+def _batches(recipients: dict[str, str]) -> Iterator[dict[str, str]]:
+    items = list(recipients.items())
+    for start in range(0, len(items), MAX_RECIPIENTS):
+        yield dict(items[start : start + MAX_RECIPIENTS])
 
 
 def mail_parameters(parameters: Sequence[bytes]) -> tuple[str, ...]:
     """Of the parameters of MAIL, those that a copy keeps (RFC 6152, RFC 6531, RFC 3461)."""
+    # Clients may write them as they like; who looks for SMTPUTF8 shall find it.
     texts = (p.decode("ascii", "replace") for p in parameters)
-    return tuple(t for t in texts if _name(t) in _EXTENSIONS and t.isascii() and t.isprintable())
+    pairs = (t.partition("=") for t in texts if t.isascii() and t.isprintable())
+    return tuple(
+        name.upper() + equals + value
+        for name, equals, value in pairs
+        if name.upper() in _EXTENSIONS
+    )
 
 
 def identity_of(sender: str, message: Message) -> str:
@@ -158,8 +254,8 @@ def identity_of(sender: str, message: Message) -> str:
     """
     digest = hashlib.sha256(sender.encode("utf-8", "surrogateescape"))
     for name in _IDENTIFYING:
-        for field in message.by_name.get(name, ()):
-            digest.update(field.as_bytes())
+        for header in message.by_name.get(name, ()):
+            digest.update(header.as_bytes())
     digest.update(message.body)
     return digest.hexdigest()
 
@@ -172,15 +268,18 @@ def _name(parameter: str) -> str:
     return parameter.partition("=")[0].upper()
 
 
-def _expect(reply: tuple[int, bytes]) -> str:
-    """The text of a positive reply; any other is an SMTPResponseException."""
+def _expect(command: str, reply: tuple[int, bytes], wanted: int = 25) -> str:
+    """The text of a positive reply, whose first two digits are wanted."""
     code, text = reply
-    if code // 10 != 25:
-        raise smtplib.SMTPResponseException(code, text)
-    return text.decode("utf-8", "replace")
+    said = text.decode("utf-8", "replace")
+    if code // 10 != wanted:
+        raise ReinjectError(f"{command}: {code} {said}")
+    return said
 
 
-def _describe(error: Exception) -> str:
+def _describe(error: Exception, deadline: float) -> str:
+    if time.monotonic() >= deadline:
+        return "not done in time"
     if isinstance(error, smtplib.SMTPResponseException):
         text = error.smtp_error
         said = text.decode("utf-8", "replace") if isinstance(text, bytes) else text

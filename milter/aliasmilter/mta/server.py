@@ -261,7 +261,9 @@ def serve_maps(loaded: Loaded, listener: Listener, lifeline: int) -> None:
     """Be the socketmap worker, until told to leave; its clients connect again by themselves."""
     _watch(lifeline)
     store = AliasStore(loaded.config.store.url, loaded.config.store.timeout)
-    server = socketmap.Server(listener.socket, socketmap.Maps(make_decider(loaded, store)))
+    # "Not found" makes the MTA refuse for good, so it has to be true now.
+    maps = socketmap.Maps(make_decider(loaded, store.lookup_now))
+    server = socketmap.Server(listener.socket, maps)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     signal.sigwait({signal.SIGTERM, signal.SIGINT, signal.SIGHUP, LEAVE, FINISH})
     server.shutdown()

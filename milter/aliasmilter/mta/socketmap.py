@@ -107,6 +107,9 @@ class Maps:
         decision = self._decide(address)
         if decision.settings is None:
             return None
+        if any(final.held for final in decision.finals):
+            # Without the milter nothing would keep it from the inbox that it leads to.
+            raise TemporaryError("a hit to be held, which a table cannot do")
         return ", ".join(str(final.address) for final in decision.finals) or None
 
     def _decide(self, address: Address) -> Decision:

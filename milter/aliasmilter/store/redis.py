@@ -85,6 +85,14 @@ class AliasStore:
                 return [Absent()] * len(addresses)
             raise
 
+    def lookup_now(self, addresses: Sequence[Address]) -> list[Answer]:
+        """As `lookup`, without what is known from before: a domain may be managed by now.
+
+        Raises:
+            Unavailable: no answer in time; the message says why.
+        """
+        return self._ask(addresses)
+
     def known(self, digests: Sequence[str]) -> set[str]:
         """Which of these submissions were remembered.
 
