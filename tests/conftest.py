@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.harness.lab import Lab
+from tests.harness.lab import Lab, MtaName
 from tests.harness.postfix import why_no_postfix
 from tests.harness.redis import RedisServer
 from tests.harness.service import Service
@@ -83,9 +83,15 @@ def world(shared_world: World) -> World:
 
 
 @pytest.fixture(scope="module")
-def shared_lab() -> Iterator[Lab]:
+def mta() -> MtaName:
+    """The MTA of the labs; see MTAS in tests/mta/conftest.py."""
+    return "postfix"
+
+
+@pytest.fixture(scope="module")
+def shared_lab(mta: MtaName) -> Iterator[Lab]:
     """One lab for the tests of a module; use `lab`."""
-    with Lab() as lab:
+    with Lab(mta=mta) as lab:
         yield lab
 
 
@@ -101,12 +107,12 @@ def lab(shared_lab: Lab) -> Iterator[Lab]:
 
 
 @pytest.fixture
-def make_lab() -> Iterator[Callable[..., Lab]]:
+def make_lab(mta: MtaName) -> Iterator[Callable[..., Lab]]:
     """Start a lab of one's own: `make_lab({"quarantine": {"action": "hold"}}, reinject=True)`."""
     with ExitStack() as stack:
 
         def make(*args: Any, **options: Any) -> Lab:  # noqa: ANN401 - whatever Lab takes
-            lab = stack.enter_context(Lab(*args, **options))
+            lab = stack.enter_context(Lab(*args, **{"mta": mta, **options}))
             stack.callback(check_log, lab)
             return lab
 

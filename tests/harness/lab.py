@@ -1,4 +1,4 @@
-"""The whole scene: Redis, the daemon, Postfix, and the world around it."""
+"""The whole scene: Redis, the daemon, Postfix or Sendmail, and the world around it."""
 
 from __future__ import annotations
 
@@ -6,31 +6,38 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
 from tests.harness import smtp
 from tests.harness.daemon import SRS_DOMAIN, Config, Daemon
 from tests.harness.ports import reserved_port
 from tests.harness.postfix import Postfix, require_postfix
 from tests.harness.redis import RedisServer
+from tests.harness.sendmail import Sendmail
+from tests.harness.wait import LabError
 from tests.harness.world import World
 
-# Domains that Postfix takes mail for; those outside are bank.example, gmail.example, and so on.
+MtaName = Literal["postfix", "sendmail"]
+
+# Domains that the MTA takes mail for; those outside are bank.example, gmail.example, and so on.
 RELAY_DOMAINS = ("example.com", "example.net", "example.org", "old.example", "new.example")
 
 
 class Lab:
-    """Redis, World, Daemon and Postfix, wired together, as a context manager.
+    """Redis, World, Daemon and an MTA, wired together, as a context manager.
 
     Args:
         config: the daemon's settings by section, on top of the defaults.
-        reinject: give Postfix a listener without milters, and the daemon its address.
-        relay_domains: what Postfix takes mail for.
-        srs_domains: SRS domains that Postfix routes back through the milter.
-        before: milters before the daemon in smtpd_milters.
+        mta: which MTA.
+        reinject: give it a listener without milters, and the daemon its address.
+        relay_domains: what it takes mail for.
+        srs_domains: SRS domains that it routes back through the milter.
+        before: milters before the daemon.
         after: milters after it.
-        main: lines of main.cf, on top of the defaults.
-        master: further text of master.cf.
+        main: of Postfix: lines of main.cf, on top of the defaults.
+        master: of Postfix: further text of master.cf.
+        mc: of Sendmail: further lines of sendmail.mc, above MAILER.
+        replace: of Sendmail: text of docs/sendmail.md to be replaced.
         inet: the daemon listens on a TCP port.
         secrets: the daemon's SRS secrets.
         files: further files in the daemon's folder.
@@ -39,12 +46,13 @@ class Lab:
     redis: RedisServer
     world: World
     daemon: Daemon
-    postfix: Postfix
+    mta: Postfix | Sendmail
 
     def __init__(
         self,
         config: Config | None = None,
         *,
+        mta: MtaName = "postfix",
         reinject: bool = False,
         relay_domains: Sequence[str] = RELAY_DOMAINS,
         srs_domains: Sequence[str] = (SRS_DOMAIN,),
@@ -52,11 +60,14 @@ class Lab:
         after: Sequence[str] = (),
         main: Mapping[str, str | None] | None = None,
         master: str = "",
+        mc: str = "",
+        replace: Mapping[str, str] | None = None,
         inet: bool = False,
         secrets: Sequence[str] = ("a secret of the tests",),
         files: Mapping[str, str] | None = None,
     ) -> None:
         self.config = dict(config or {})
+        self.mta_name = mta
         self.reinject = reinject
         self.relay_domains = relay_domains
         self.srs_domains = srs_domains
@@ -64,6 +75,8 @@ class Lab:
         self.after = after
         self.main = main
         self.master = master
+        self.mc = mc
+        self.replace = replace
         self.inet = inet
         self.secrets = secrets
         self.files = files
@@ -71,16 +84,19 @@ class Lab:
         self.traceback_expected = False
 
     def __enter__(self) -> Self:
-        require_postfix()
+        if self.mta_name == "postfix":
+            require_postfix()
         with ExitStack() as stack:
             reinject_port = None
             if self.reinject:
                 reinject_port = stack.enter_context(reserved_port())
-                self.config["reinject"] = {"server": f"127.0.0.1:{reinject_port}"}
+                server = {"server": f"127.0.0.1:{reinject_port}"}
+                self.config["reinject"] = {**server, **self.config.get("reinject", {})}
             self.redis = stack.enter_context(RedisServer())
             self.world = stack.enter_context(World())
             self.daemon = stack.enter_context(self.make_daemon())
-            self.postfix = stack.enter_context(self.make_postfix(reinject_port))
+            self.mta = self.make_mta(reinject_port)
+            stack.enter_context(self.mta)
             self._stack = stack.pop_all()
         return self
 
@@ -89,6 +105,34 @@ class Lab:
         return Daemon(
             self.redis.url, self.config, secrets=self.secrets, inet=self.inet, files=self.files
         )
+
+    def make_mta(self, reinject_port: int | None) -> Postfix | Sendmail:
+        """The MTA, not started yet; all others are up."""
+        if self.mta_name == "postfix":
+            return self.make_postfix(reinject_port)
+        return Sendmail(
+            milters=[*self.before, self.daemon.endpoint, *self.after],
+            next_hop=self.world.port,
+            relay_domains=self.relay_domains,
+            reinject_port=reinject_port,
+            srs_domains=self.srs_domains,
+            mc=self.mc,
+            replace=self.replace,
+        )
+
+    @property
+    def postfix(self) -> Postfix:
+        """The MTA, for tests of what only Postfix has."""
+        if not isinstance(self.mta, Postfix):
+            raise LabError("the MTA of this lab is not Postfix")
+        return self.mta
+
+    @property
+    def sendmail(self) -> Sendmail:
+        """The MTA, for tests of what only Sendmail has."""
+        if not isinstance(self.mta, Sendmail):
+            raise LabError("the MTA of this lab is not Sendmail")
+        return self.mta
 
     def make_postfix(self, reinject_port: int | None) -> Postfix:
         """Postfix, not started yet; all others are up."""
@@ -127,9 +171,12 @@ class Lab:
         rcpt_options: Sequence[str] = (),
         xclient: Mapping[str, str] | None = None,
     ) -> smtp.Outcome:
-        """Send a message to Postfix as a client outside; see `smtp.send`."""
+        """Send a message to the MTA as a client outside; see `smtp.send`."""
+        if isinstance(self.mta, Sendmail):
+            self.mta.pretend_client((xclient or smtp.OUTSIDE)["ADDR"])
+            xclient = {}
         return smtp.send(
-            self.postfix.port,
+            self.mta.port,
             sender,
             recipients,
             content,
@@ -139,11 +186,11 @@ class Lab:
         )
 
     def settle(self, timeout: float = 15.0) -> None:
-        """Wait until Postfix has nothing left to do: then what did not arrive never will."""
-        self.postfix.wait_until_empty(timeout)
+        """Wait until the MTA has nothing left to do: then what did not arrive never will."""
+        self.mta.wait_until_empty(timeout)
 
     def reset(self) -> None:
         """No rules, no mail, no refusals: as new, for the next test."""
-        self.postfix.purge()
+        self.mta.purge()
         self.redis.flush()
         self.world.reset()

@@ -40,6 +40,8 @@ MAIN = {
     "mynetworks": "127.0.0.99/32",
     "smtpd_relay_restrictions": "permit_mynetworks, reject_unauth_destination",
     "smtpd_authorized_xclient_hosts": "127.0.0.0/8",
+    # The default asks for the true address, whatever XCLIENT says: all would be local clients.
+    "local_header_rewrite_clients": "permit_mynetworks",
     "relay_recipient_maps": "",
     "milter_default_action": "tempfail",
     "milter_protocol": "6",
@@ -191,6 +193,7 @@ class Postfix(Service):
                 f"127.0.0.1:{self.reinject_port} inet n - n - - smtpd\n"
                 "  -o syslog_name=postfix/reinject\n"
                 "  -o smtpd_milters=\n"
+                "  -o local_header_rewrite_clients=\n"
                 "  -o mynetworks=127.0.0.0/8\n"
                 "  -o smtpd_client_restrictions=permit_mynetworks,reject\n"
             )
@@ -276,6 +279,11 @@ class Postfix(Service):
     def postsuper(self, *args: str) -> str:
         """Run postsuper: `postsuper("-H", "ALL")`."""
         return self.run("postsuper", *args)
+
+    def release(self, queue_id: str) -> None:
+        """Let a held message go on, as docs/postfix.md says."""
+        self.postsuper("-H", queue_id)
+        self.flush()
 
     def reload(self) -> None:
         """Take up a changed configuration."""

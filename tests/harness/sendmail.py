@@ -307,8 +307,8 @@ class Sendmail(Service):
         """Try all deferred mail again now."""
         self.run("sendmail", "-q")
 
-    def discard_queue(self, timeout: float = 15.0) -> None:
-        """Remove all that is queued, as `postsuper -d ALL` does; what is on its way goes on.
+    def purge(self, timeout: float = 15.0) -> None:
+        """Remove all that is queued, once none of it is on its way: it would still arrive later.
 
         Raises:
             LabTimeoutError: a delivery did not end in time.

@@ -58,8 +58,9 @@ class Outcome:
 
     @property
     def queue_id(self) -> str:
-        """The queue id that Postfix tells in its last reply; "" if it does not."""
-        found = re.search(r"queued as (\w+)", self.data.text if self.data else "")
+        """The queue id that the MTA tells in its last reply; "" if it does not."""
+        text = self.data.text if self.data else ""
+        found = re.search(r"queued as (\w+)", text) or re.search(r"(\w+) Message accepted", text)
         return found[1] if found else ""
 
 

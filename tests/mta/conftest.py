@@ -1,4 +1,4 @@
-"""Fixtures of the Sendmail tests: a stand-in milter, and Sendmails set up by docs/sendmail.md."""
+"""Tests for both MTAs; and of Sendmail alone: a stand-in milter, and docs/sendmail.md's set-ups."""
 
 from __future__ import annotations
 
@@ -13,6 +13,13 @@ from tests.harness.standin import SRS_DOMAIN, StandIn
 from tests.harness.world import World
 
 MakeSendmail = Callable[..., Sendmail]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run the tests of a module that says `MTAS = ("postfix", "sendmail")` with each of them."""
+    names = getattr(metafunc.module, "MTAS", ())
+    if names and "mta" in metafunc.fixturenames:
+        metafunc.parametrize("mta", names, scope="module")
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +70,7 @@ def documented(stack: ExitStack, milter: StandIn, around: World, **options: obje
 
 def tidy(server: Sendmail, world: World) -> Sendmail:
     """Forget the mail of the test before."""
-    server.discard_queue()
+    server.purge()
     world.reset()
     return server
 

@@ -7,6 +7,7 @@ import pytest
 from tests.harness.lab import Lab
 from tests.harness.smtp import Client, message, send
 
+MTAS = ("postfix", "sendmail")
 RULES = (
     "HSET domain:example.com unknown reject",
     "HSET domain:old.example alias_of example.com",
@@ -90,7 +91,7 @@ def test_a_discarded_recipient_gets_nothing_and_the_others_do(ruled: Lab) -> Non
 
 
 def test_an_edit_by_redis_cli_holds_from_the_next_rcpt_of_the_same_session(ruled: Lab) -> None:
-    with Client(ruled.postfix.port) as client:
+    with Client(ruled.mta.port) as client:
         client.command("MAIL FROM:<alice@bank.example>")
         assert client.command("RCPT TO:<new@example.com>").code == 550
         ruled.rules("HSET alias:example.com new carol@example.com")
@@ -144,7 +145,7 @@ def test_too_many_received_fields_are_a_loop(ruled: Lab) -> None:
 
 def test_mail_for_other_peoples_domains_passes_untouched(lab: Lab) -> None:
     assert send(
-        lab.postfix.port,
+        lab.mta.port,
         "alice@bank.example",
         ["Someone@example.org"],
         xclient={"ADDR": "192.0.2.10", "NAME": "client.example"},
@@ -172,7 +173,7 @@ def test_what_rcpt_decided_holds_when_the_store_dies_before_the_final_dot(
 ) -> None:
     lab: Lab = make_lab()  # type: ignore[operator]
     lab.rules(*RULES)
-    with Client(lab.postfix.port) as client:
+    with Client(lab.mta.port) as client:
         client.command("MAIL FROM:<alice@bank.example>")
         assert client.command("RCPT TO:<sales@example.com>").ok
         lab.redis.stop()

@@ -17,6 +17,7 @@ from tests.harness.lab import Lab
 from tests.harness.ports import accepts, reserved_port
 from tests.harness.wait import wait_until
 
+MTAS = ("postfix", "sendmail")
 RULES = (
     "HSET domain:example.com unknown reject",
     "HSET domain:example.net unknown reject srs_domain example.net",

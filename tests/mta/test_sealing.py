@@ -1,4 +1,4 @@
-"""ARC through a real Postfix: what leaves is sealed with what was true when it came in."""
+"""ARC through a real MTA: what leaves is sealed with what was true when it came in."""
 
 from __future__ import annotations
 
@@ -10,17 +10,11 @@ import pytest
 from aliasmilter.mail.message import Message
 from tests.harness.dns import DnsServer
 from tests.harness.lab import Lab
-from tests.harness.signing import (
-    key,
-    key_zone,
-    pem,
-    seal_by_dkimpy,
-    sign_dkim,
-    verify_by_dkimpy,
-    verify_by_perl,
-)
+from tests.harness.signing import key, pem, seal_by_dkimpy
 from tests.harness.smtp import message
+from tests.mta.sealing import bank_dns, signed, start_sealing, verdicts
 
+MTAS = ("postfix", "sendmail")
 RULES = (
     "HSET domain:example.com unknown reject",
     "HSET alias:example.com bob bob@example.com out me@gmail.example",
@@ -30,10 +24,7 @@ OUTSIDE = {"ADDR": "192.0.2.10", "NAME": "client.example"}
 
 @pytest.fixture
 def dns() -> Iterator[DnsServer]:
-    zone = key_zone("s.bank.example", "arc.example.net", "arc.other.example")
-    zone["bank.example"] = {"TXT": ["v=spf1 ip4:192.0.2.10 -all"]}
-    zone["_dmarc.bank.example"] = {"TXT": ["v=DMARC1; p=reject"]}
-    with DnsServer(zone) as server:
+    with bank_dns() as server:
         yield server
 
 
@@ -43,31 +34,9 @@ def sealing(make_lab: Callable[..., Lab], dns: DnsServer) -> Lab:
 
 
 def start(make_lab: Callable[..., Lab], dns: DnsServer, **authentication: object) -> Lab:
-    lab = make_lab(
-        {
-            "arc": {
-                "enabled": True,
-                "domain": "example.net",
-                "selector": "arc",
-                "key_file": "arc.pem",
-            },
-            "dns": {"nameservers": [dns.address], "timeout": 2.0},
-            "authentication": authentication,
-        },
-        main={"smtp_line_length_limit": "0"},
-        files={"arc.pem": pem(key()).decode()},
-    )
+    lab = start_sealing(make_lab, dns, {"authentication": authentication})
     lab.rules(*RULES)
     return lab
-
-
-def signed() -> bytes:
-    return sign_dkim(Message.parse(message(to="out@example.com")), "bank.example").as_bytes()
-
-
-def verdicts(content: bytes, dns: DnsServer) -> tuple[str | None, str]:
-    received = Message.parse(content)
-    return verify_by_dkimpy(received, dns)[0], verify_by_perl([received], dns)[0][0]
 
 
 def test_what_leaves_verifies_with_dkimpy_and_with_perls_mail_dkim(
