@@ -66,7 +66,7 @@ MASTER = """\
 pickup unix n - n 1 1 pickup
 cleanup unix n - {chroot} - 0 cleanup
 qmgr unix n - n 300 1 qmgr
-rewrite unix - - n - - trivial-rewrite
+rewrite unix - - {chroot} - - trivial-rewrite
 bounce unix - - n - 0 bounce
 defer unix - - n - 0 bounce
 trace unix - - n - 0 bounce
@@ -113,7 +113,7 @@ class Postfix(Service):
             for bounces that Postfix itself makes.
         main: lines of main.cf, which override everything; None takes a line away.
         master: further text of master.cf.
-        chroot: run smtpd and cleanup in the queue directory, as Debian does.
+        chroot: run smtpd, cleanup and trivial-rewrite in the queue directory, as Debian does.
     """
 
     name = "postfix"

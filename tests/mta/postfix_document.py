@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
@@ -70,6 +70,7 @@ class DocumentedLab(Lab):
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             self.srs_port = stack.enter_context(reserved_port())
+            self.copies_port = stack.enter_context(reserved_port())
             super().__enter__()
             self._stack.push(stack.pop_all())
         self.rules(*RULES)
@@ -78,6 +79,8 @@ class DocumentedLab(Lab):
     def make_daemon(self) -> Daemon:
         settings = tomllib.loads(BLOCKS["toml filter"])
         del settings["milter"]["socket"]
+        if "reinject" in self.names:
+            settings |= tomllib.loads(self.block("toml", but=("filter",)))
         return Daemon(
             self.redis.url, {**settings, "milter": MODE | settings["milter"], **self.config}
         )
@@ -95,16 +98,18 @@ class DocumentedLab(Lab):
             master=self.block("master.cf"),
         )
 
-    def block(self, file: str) -> str:
+    def block(self, file: str, but: Sequence[str] = ()) -> str:
         """The lines for that file, with our ports and folders."""
-        text = "".join(BLOCKS.get(f"{file} {name}", "") for name in self.names)
+        text = "".join(BLOCKS.get(f"{file} {n}", "") for n in self.names if n not in but)
+        if "unix:/run/alias-milter" in text:
+            text = text.replace("unix:/run/alias-milter", f"unix:{self.daemon.folder}")
         for old, new in {
-            "unix:/run/alias-milter": f"unix:{self.daemon.folder}",
             "smtp:[mailbox.example.net]": f"smtp:[127.0.0.1]:{self.world.port}",
             "lmtp:unix:private/dovecot-lmtp": f"smtp:[127.0.0.1]:{self.world.port}",
             "hash:/etc/postfix/mailboxes": f"hash:{self.redis.folder}/users",
             "hash:/etc/postfix/relay-recipients": f"hash:{self.redis.folder}/users",
             "10027": str(self.srs_port),
+            "10026": str(self.copies_port),
         }.items():
             text = text.replace(old, new)
         return text

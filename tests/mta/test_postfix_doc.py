@@ -314,3 +314,42 @@ def test_socket_out_of_reach_is_a_temporary_failure_with_the_reason(wrong: str) 
             lab.postfix.start()
         assert lab.send(ALICE, "sales@example.com").mail.code == 451
         assert "warning: connect to Milter service unix:" in lab.postfix.log
+
+
+MIXED = ["sales@example.com", "fwd@example.com"]
+
+
+def test_recipients_of_both_kinds_are_served_in_one_transaction() -> None:
+    with DocumentedLab("filter", "relay", "srs", "reinject") as lab:
+        content = message(to="undisclosed", headers={"X-Fold": "a\r\n\tb"})
+        lab.world.refuse("550 5.7.1 Not here", recipient="me@gmail.example", times=1)
+        assert lab.send(ALICE, *MIXED, content=content).accepted
+        (bounce,) = lab.world.wait_for(ALICE)
+        assert bounce.sender == ""
+        assert lab.send(ALICE, *MIXED, content=content + b"again\r\n").accepted
+        (forwarded,) = lab.world.wait_for("me@gmail.example")
+        assert forwarded.sender.startswith("SRS0=")
+        assert b"\r\nTo: undisclosed\r\n" in forwarded.content
+        assert {d.sender for d in lab.world.wait_for("bob@example.com", count=2)} == {ALICE}
+
+
+def test_copies_come_in_whatever_the_public_port_asks_of_its_clients() -> None:
+    strict = {
+        "smtpd_client_restrictions": "reject_unauthenticated_sender_login_mismatch",
+        "smtpd_helo_restrictions": "check_helo_access inline:{ mx.example.net=REJECT }",
+        "smtpd_sender_restrictions": "check_sender_access inline:{ fwd.example.net=REJECT }",
+        "smtpd_recipient_restrictions": "check_recipient_access inline:{ gmail.example=REJECT }",
+        "smtpd_data_restrictions": "check_sender_access inline:{ fwd.example.net=REJECT }",
+        "smtpd_end_of_data_restrictions": "check_sender_access inline:{ fwd.example.net=REJECT }",
+        "header_checks": "regexp:{{/^X-Alias-Milter-Trace:/ REJECT}}",
+        "local_header_rewrite_clients": "permit_mynetworks",
+    }
+    with DocumentedLab("filter", "relay", "reinject", main=strict) as lab:
+        assert lab.send(ALICE, *MIXED).accepted
+        lab.world.wait_for("me@gmail.example")
+
+
+def test_reinject_listener_is_for_this_host_alone() -> None:
+    with DocumentedLab("filter", "relay", "reinject") as lab:
+        outcome = send(lab.copies_port, ALICE, ["me@gmail.example"], xclient={"ADDR": "192.0.2.10"})
+        assert (outcome.rcpt.code, "Client host rejected" in outcome.rcpt.text) == (554, True)
