@@ -77,6 +77,8 @@ file=$1.$$.$(date +%s%N)
 """
 
 Delivery = Literal["relay", "local"]
+# In the order of their rules: the SRS domain is one of ours as well.
+TABLES = ("socketmap-srs", "socketmap-domains")
 
 
 class Sendmail(Service):
@@ -93,6 +95,8 @@ class Sendmail(Service):
         submission_port: a listener for own users there.
         mc: further lines of sendmail.mc, above MAILER.
         replace: text of the document to be replaced, to show what a line is good for.
+        maps: socket of the lookup tables of the document's section 6, which then is taken in the
+            place of sections 2 and 3a.
     """
 
     name = "sendmail"
@@ -109,6 +113,7 @@ class Sendmail(Service):
         submission_port: int | None = None,
         mc: str = "",
         replace: Mapping[str, str] | None = None,
+        maps: str = "",
     ) -> None:
         self.milters = milters
         self.next_hop = next_hop
@@ -119,6 +124,7 @@ class Sendmail(Service):
         self.submission_port = submission_port
         self.mc = mc
         self.replace = dict(replace or {})
+        self.maps = maps
         self.port = 0
         self.srs_port: int | None = None
 
@@ -128,7 +134,7 @@ class Sendmail(Service):
             raise LabError("Sendmail starts only as root: run the tests with sudo")
         self.programs = programs()
         self.port = stack.enter_context(reserved_port())
-        if self.srs_domains:
+        if self.srs_domains and not self.maps:
             self.srs_port = stack.enter_context(reserved_port())
         for name, mode in (("etc", 0o755), ("queue", 0o700), ("mail", 0o777)):
             (self.folder / name).mkdir()
@@ -174,6 +180,8 @@ class Sendmail(Service):
                 "local-host-names": _lines(self.relay_domains),
                 "relay-domains": _lines(self.srs_domains),
             }
+        if self.maps:
+            return {"local-host-names": "", "relay-domains": ""}
         routes = [f"{domain}\trelay:[mailbox.example.net]" for domain in self.relay_domains]
         return {
             "local-host-names": "",
@@ -187,12 +195,13 @@ class Sendmail(Service):
         parts = [
             LAB.format(hostname=HOSTNAME, folder=self.folder, next_hop=self.next_hop),
             self._listeners(document),
-            put(document[self.delivery], self._folders()),
+            "" if self.maps else put(document[self.delivery], self._folders()),
             document["bytes"],
             *(self._filter(document["filter"], n, spec) for n, spec in enumerate(self.milters)),
             self.mc,
             "MAILER(`local')dnl\nMAILER(`smtp')dnl\n",
             self._srs(document["srs"]),
+            *(self._table(document[name]) for name in TABLES if self.maps),
         ]
         text = "".join(parts)
         for old, new in self.replace.items():
@@ -228,6 +237,11 @@ class Sendmail(Service):
             return ""
         domains = {"fwd.example.net": " ".join(self.srs_domains)}
         return put(block, domains | {"TCP $h 10025": f"TCP $h {self.srs_port}"})
+
+    def _table(self, block: str) -> str:
+        domains = {"fwd.example.net": " ".join(self.srs_domains)}
+        names = {"unix:/run/alias-milter/map.sock": self.maps}
+        return put(block, names | (domains if "fwd.example.net" in block else {}))
 
     def pretend_client(self, address: str) -> None:
         """Show clients of the main listener with this IPv4 address from now on.
