@@ -12,6 +12,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # Debian's mail servers live in sbin, which `su` and ordinary users do not have on their PATH.
 export PATH := $(PATH):/usr/sbin:/sbin
+# The mail server of the demo: make demo MTA=sendmail
+MTA ?= postfix
 # Without the tests that need root: make test ALIAS_MILTER_SKIP_MTA=1
 export ALIAS_MILTER_SKIP_MTA
 # Put before a command: nothing for root, else sudo, and no root-owned caches in the checkout.
@@ -21,12 +23,12 @@ AS_ROOT = $(if $(filter 0,$(shell id -u))$(filter 1,$(ALIAS_MILTER_SKIP_MTA)),,s
 # What tells one Python from another; asked of $(PYTHON) and of the virtual environment.
 IDENTITY := import sys; print(sys.version_info[:2], sys.base_prefix)
 
-.PHONY: help setup python packages root lint test demo clean
+.PHONY: help setup python packages mta root lint test demo clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
-	@echo 'Settings: PYTHON=python3.12; test: ARGS="-k address", WORKERS=3; demo: KEEP=1.'
+	@echo 'Settings: PYTHON=python3.12; test: ARGS="-k address", WORKERS=3; demo: MTA=sendmail, KEEP=1.'
 
 setup: $(READY) ## install what is missing: Debian packages, and the Python ones in .venv
 
@@ -38,8 +40,8 @@ lint: setup ## ruff, mypy --strict and the import contracts
 test: root lint ## lint, then all the tests, real Postfix and Sendmail included (root or sudo)
 	$(AS_ROOT) $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
-demo: setup root ## real mail through a real Postfix; KEEP=1 leaves it running
-	$(AS_ROOT) $(BIN)/python -m tests.demo \
+demo: mta setup root ## real mail through a real Postfix, or MTA=sendmail; KEEP=1 leaves it running
+	$(AS_ROOT) $(BIN)/python -m tests.demo --mta '$(MTA)' \
 	  $(if $(filter-out 0 no,$(KEEP)),--keep)
 
 clean: ## remove .venv, caches and build results
@@ -65,6 +67,10 @@ python:
 	  echo 'Name another one: make PYTHON=python3.12 ...' >&2; exit 1; }
 	@[ ! -e $(VENV) ] || [ "$$($(BIN)/python -c '$(IDENTITY)' 2>&1)" = "$$($(PYTHON) -c '$(IDENTITY)')" ] \
 	  || rm -rf $(VENV)
+
+mta:
+	@case '$(MTA)' in postfix|sendmail) ;; *) \
+	  echo 'MTA=$(MTA): there is postfix, and there is sendmail.' >&2; exit 2 ;; esac
 
 packages: python
 	@tests/debian-packages $(PYTHON)

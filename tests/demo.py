@@ -1,6 +1,6 @@
-"""`make demo`: real mail through a real Postfix, with the milter and a real Redis behind it.
+"""`make demo`: real mail through a real Postfix or Sendmail, with the milter and a real Redis.
 
-    python -m tests.demo [--keep]
+    python -m tests.demo [--mta postfix|sendmail] [--keep]
 
 Everything runs in temporary folders and ends with the demo; nothing of the machine's own mail
 system is touched. Each line of the table is checked: exit status 1 when one is not as it should be.
@@ -23,8 +23,9 @@ from rich.text import Text
 from aliasmilter.mail.message import Message
 from tests.harness.daemon import Config
 from tests.harness.dns import DnsServer
-from tests.harness.lab import RELAY_DOMAINS, Lab
+from tests.harness.lab import RELAY_DOMAINS, Lab, MtaName
 from tests.harness.postfix import why_no_postfix
+from tests.harness.sendmail_packages import SendmailUnavailableError, programs
 from tests.harness.signing import key, key_zone, pem, sign_dkim, verify_by_dkimpy
 from tests.harness.smtp import OUTSIDE, Outcome, message
 from tests.harness.wait import LabTimeoutError
@@ -33,6 +34,7 @@ from tests.harness.world import Delivery
 RULES = Path(__file__).parents[1] / "rules" / "demo.redis"
 ALICE = "alice@bank.example"
 SRS = "SRS0=...=bank.example=alice@srs.example.net"
+NAMES: dict[MtaName, str] = {"postfix": "Postfix", "sendmail": "Sendmail"}
 NO_ONE: tuple[str, ...] = ()
 
 
@@ -91,7 +93,8 @@ class Demo:
         last = outcome.data or outcome.rcpt
         shown = re.sub(r"SRS0=[^=]+=[^=]+=", "SRS0=...=", recipient)
         row = Row(title, f"{sender or '<>'} to {shown}", reply, expected)
-        row.reply = str(last).splitlines()[0]
+        # Sendmail repeats the recipient before the milter's words.
+        row.reply = re.sub(r" <[^ ]*>\.\.\. ", " ", str(last).splitlines()[0])
         if expected:
             try:
                 self.lab.world.wait_for_total(len(expected))
@@ -139,7 +142,7 @@ class Demo:
         )
 
     def bounces(self) -> None:
-        """To the SRS sender: one from outside, one that Postfix makes itself."""
+        """To the SRS sender: one from outside, one that the MTA makes itself."""
         if self.forwarded is None:
             return
         back = f"{ALICE} from <>"
@@ -164,18 +167,31 @@ class Demo:
         ]
 
 
-def make_lab(dns: DnsServer) -> Lab:
-    """The scene: Redis, the daemon with ARC, Postfix, and the world."""
+def make_lab(dns: DnsServer, mta: MtaName) -> Lab:
+    """The scene: Redis, the daemon with ARC, the MTA, and the world."""
     config: Config = {
         "arc": {"enabled": True, "domain": "example.net", "selector": "arc", "key_file": "arc.pem"},
         "dns": {"nameservers": [dns.address]},
     }
     return Lab(
         config,
+        mta=mta,
         relay_domains=RELAY_DOMAINS,
-        main={"smtp_line_length_limit": "0"},
         files={"arc.pem": pem(key()).decode()},
     )
+
+
+def why_not(mta: MtaName) -> str:
+    """Why this MTA cannot be started here; "" if it can. Sendmail is fetched when it is missing."""
+    if os.geteuid() != 0:
+        return "that needs root"
+    if mta == "postfix":
+        return why_no_postfix()
+    try:
+        programs()
+    except SendmailUnavailableError as error:
+        return str(error)
+    return ""
 
 
 def make_dns() -> DnsServer:
@@ -186,9 +202,9 @@ def make_dns() -> DnsServer:
     return DnsServer(zone)
 
 
-def table(rows: Sequence[Row]) -> Table:
+def table(rows: Sequence[Row], name: str) -> Table:
     """The rows, for people."""
-    shown = Table(title="alias-milter with a real Postfix", title_justify="left", show_lines=True)
+    shown = Table(title=f"alias-milter with a real {name}", title_justify="left", show_lines=True)
     for heading in ("what", "sent", "the MTA's answer", "who got it, from which sender"):
         shown.add_column(heading, overflow="fold")
     shown.add_column("", width=1)
@@ -207,7 +223,7 @@ def keep(lab: Lab, console: Console) -> None:
         "All of it is still running. Paste these into another terminal:",
         "",
         f'  {base} HSET alias:example.com vip "bob@example.com, carol@example.com"',
-        f"  swaks --server 127.0.0.1:{lab.postfix.port} --from {ALICE} --to vip@example.com",
+        f"  swaks --server 127.0.0.1:{lab.mta.port} --from {ALICE} --to vip@example.com",
         f"  {sys.executable} -m aliasmilter resolve -c {config} vip@example.com",
         f"  {sys.executable} -m aliasmilter check -c {config}",
         f"  tail -f {lab.daemon.log_file}",
@@ -222,19 +238,21 @@ def keep(lab: Lab, console: Console) -> None:
 def main() -> int:
     """Run the demo; the exit status."""
     options = argparse.ArgumentParser(prog="make demo")
+    options.add_argument("--mta", choices=NAMES, default="postfix", help="the mail server")
     options.add_argument("--keep", action="store_true", help="leave it running to play with")
     chosen = options.parse_args()
     console = Console(width=None if sys.stdout.isatty() else 110)
-    if os.geteuid() != 0 or (reason := why_no_postfix()):
-        console.print(f"The demo starts a private Postfix: {reason or 'that needs root'}.")
+    name = NAMES[chosen.mta]
+    if reason := why_not(chosen.mta):
+        console.print(f"The demo starts a private {name}: {reason}.")
         return 1
     try:
-        with make_dns() as dns, make_lab(dns) as lab:
+        with make_dns() as dns, make_lab(dns, chosen.mta) as lab:
             lab.load(RULES)
-            console.print("Redis, Postfix, alias-milter and a world outside are running.")
+            console.print(f"Redis, {name}, alias-milter and a world outside are running.")
             demo = Demo(lab, dns, lambda row: console.print(f"  {row.title} ...", style="dim"))
             demo.run()
-            console.print(table(demo.rows))
+            console.print(table(demo.rows, name))
             for what, value in demo.authenticity():
                 console.print(f"  the forwarded message, {what}: {value}", highlight=False)
             bad = [row for row in demo.rows if not row.good]
