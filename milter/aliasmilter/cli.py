@@ -9,58 +9,18 @@ from pathlib import Path
 
 import click
 
-from aliasmilter import __version__
+from aliasmilter import __version__, cli_rules
 from aliasmilter.admin import arc as admin_arc
 from aliasmilter.admin import check as admin_check
 from aliasmilter.admin import keygen as admin_keygen
 from aliasmilter.admin import resolve as admin_resolve
 from aliasmilter.admin import srs as admin_srs
+from aliasmilter.admin.arguments import AddressType, DomainType, config_option
 from aliasmilter.admin.source import MessageFile
-from aliasmilter.config import DEFAULT_PATH, ConfigError
+from aliasmilter.config import ConfigError
 from aliasmilter.forwarding.authentication import Client
-from aliasmilter.mail.address import Address, AddressError, parse_address, parse_domain
+from aliasmilter.mail.address import Address
 from aliasmilter.mail.message import Message
-
-config_option = click.option(
-    "-c",
-    "--config",
-    "path",
-    type=click.Path(path_type=Path),
-    default=DEFAULT_PATH,
-    show_default=True,
-    help="The configuration file.",
-)
-
-
-class AddressType(click.ParamType[Address]):
-    """An e-mail address on the command line."""
-
-    name = "address"
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> Address:
-        """Parse it; a usage error (exit status 2) when it is none."""
-        try:
-            return parse_address(str(value))
-        except AddressError as error:
-            self.fail(f"{value}: {error}", param, ctx)
-
-
-class DomainType(click.ParamType[str]):
-    """A domain name on the command line; a selector has the same form (RFC 6376 3.1)."""
-
-    name = "domain"
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> str:
-        """Bring it into its one form; a usage error (exit status 2) when it is none."""
-        try:
-            return parse_domain(str(value))
-        except AddressError as error:
-            self.fail(f"{value}: {error}", param, ctx)
-
 
 message_argument = click.argument("message", metavar="FILE", type=MessageFile())
 address_argument = click.argument("address", type=AddressType())
@@ -158,6 +118,9 @@ def auth(path: Path, ip: str, helo: str, mail_from: str, message: Message) -> No
 def keygen(path: Path, domain: str, selector: str) -> None:
     """Make a key for ARC seals of DOMAIN and print the DNS record for SELECTOR."""
     sys.exit(admin_keygen.run(path, domain, selector))
+
+
+cli_rules.add_to(commands)
 
 
 def _ip(text: str) -> str:

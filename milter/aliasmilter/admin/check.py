@@ -13,6 +13,7 @@ import click
 
 from aliasmilter import config as configuration
 from aliasmilter.admin.report import Finding, Severity, error, warning
+from aliasmilter.admin.validation import MISTAKES, PROBE, catch_all_warning
 from aliasmilter.config import Config, ConfigError
 from aliasmilter.forwarding.outbound import Keyring, load_keyring
 from aliasmilter.mail.address import Address, AddressError, local_key, parse_domain
@@ -33,15 +34,6 @@ from aliasmilter.store.snapshot import Snapshot, read
 
 SHORT_SECRET = 16
 _TIMEOUT = 10.0  # seconds for one reply while everything is read
-_MISTAKES = frozenset(
-    {
-        Reason.INVALID_RULE,
-        Reason.DANGLING,
-        Reason.CYCLE,
-        Reason.TOO_DEEP,
-        Reason.TOO_WIDE,
-    }
-)
 
 
 def run(path: Path) -> int:
@@ -157,7 +149,7 @@ class _Rules:
         decision = resolve(
             Address(local, domain), self._snapshot.lookup, self._config.policy, self._today
         )
-        if decision.reason in _MISTAKES:
+        if decision.reason in MISTAKES:
             yield error(where, f"{decision.reason}: {decision.problem}")
         elif decision.reason is Reason.EXPIRED:
             yield warning(where, f"expired on {rule.expires}" if rule.expires else "expired")
@@ -168,13 +160,12 @@ class _Rules:
     def _catch_all(
         self, domain: str, where: str, action: Action | None, *, targets: bool
     ) -> Iterator[Finding]:
-        probe = Address("alias-milter-check", domain)
+        probe = Address(PROBE, domain)
         decision = resolve(probe, self._snapshot.lookup, self._config.policy, self._today)
-        if decision.reason in _MISTAKES:
+        if decision.reason in MISTAKES:
             yield error(where, f"{decision.reason}: {decision.problem}")
         elif targets and action is None and decision.quarantined:
-            goes = "are held for it" if self._config.policy.hold else "go to the quarantine mailbox"
-            yield warning(where, f"a catch-all never reaches a real inbox: its hits {goes}")
+            yield warning(where, catch_all_warning(self._config.policy))
 
     def _is_ours(self, domain: str) -> bool:
         return domain in self._snapshot.settings or domain in self._config.mail.local_domains

@@ -21,10 +21,10 @@ class Finding:
     where: str
     what: str
 
-    def show(self) -> None:
-        """Print it on one line."""
+    def show(self, *, err: bool = False) -> None:
+        """Print it on one line; with `err` on standard error."""
         colour = "red" if self.severity is Severity.ERROR else "yellow"
-        click.echo(f"{click.style(self.severity, fg=colour)}: {self.where}: {self.what}")
+        click.echo(f"{click.style(self.severity, fg=colour)}: {self.where}: {self.what}", err=err)
 
 
 def error(where: str, what: str) -> Finding:

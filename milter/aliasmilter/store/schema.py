@@ -4,6 +4,10 @@ DOMAIN_PREFIX = "domain:"
 ALIAS_PREFIX = "alias:"
 REINJECTED_PREFIX = "reinjected:"
 COUNTED_PREFIX = "counted:"
+STAGED_PREFIX = "staged:"
+
+AUDIT_KEY = "audit"
+"""The stream of changes that our commands made."""
 
 
 def domain_key(domain: str) -> str:
@@ -24,3 +28,8 @@ def counted_key(digest: str) -> str:
 def reinjected_key(digest: str) -> str:
     """There for a day after a copy was submitted; the digest is of message and recipient."""
     return REINJECTED_PREFIX + digest
+
+
+def staged_key(domain: str, run: str) -> str:
+    """The rules of a domain as an import is about to put them in place; gone after an hour."""
+    return f"{STAGED_PREFIX}{run}:{domain}"

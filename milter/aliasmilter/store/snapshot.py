@@ -52,12 +52,13 @@ class Snapshot:
         return Found(settings, {f: rules[f] for f in fields_for(address.local) if f in rules})
 
 
-def read(url: str, timeout: float) -> Snapshot:
+def read(url: str, timeout: float, only: str | None = None) -> Snapshot:
     """Read all domains and rules.
 
     Args:
         url: as in `[store] url`.
         timeout: seconds for each reply.
+        only: the one domain that is wanted.
 
     Raises:
         Unavailable: Redis does not answer, or refuses; the message says why.
@@ -67,9 +68,9 @@ def read(url: str, timeout: float) -> Snapshot:
         url, socket_timeout=timeout, socket_connect_timeout=timeout, retry=Retry(NoBackoff(), 0)
     )
     try:
-        for domain in _names(client, DOMAIN_PREFIX):
+        for domain in [only] if only else _names(client, DOMAIN_PREFIX):
             snapshot.settings[domain] = _settings(client, domain, snapshot)
-        for domain in _names(client, ALIAS_PREFIX):
+        for domain in [only] if only else _names(client, ALIAS_PREFIX):
             snapshot.rules[domain] = _rules(client, domain, snapshot)
     except (RedisError, OSError) as error:
         raise Unavailable(f"Redis: {error}") from error

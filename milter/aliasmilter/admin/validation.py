@@ -1,0 +1,331 @@
+"""Whether rules that are about to be written are good: all of them, as they will be.
+
+Theory of operation. Every rule that changes is parsed. What most rules are (to a mailbox, to an
+address elsewhere, a few levels deep) is *proven* good from the rules of its targets, each looked at
+once, however many rules lead there; what is proven cannot be a mistake for the resolver, either.
+All others are decided by the resolver itself, as the daemon would. So are the rules that did not
+change but lead to one that did: those that were broken before do not count.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import date
+
+from aliasmilter.admin.report import Finding, error, warning
+from aliasmilter.mail.address import Address, local_key
+from aliasmilter.mail.replies import Reason
+from aliasmilter.routing.decision import Policy
+from aliasmilter.routing.lookup import Absent, Answer, Found, Lookup, Unreadable, fields_for
+from aliasmilter.routing.resolver import MAX_DEPTH, resolve
+from aliasmilter.routing.rules import (
+    CATCH_ALL,
+    Action,
+    Rule,
+    RuleError,
+    SameLocalPart,
+    parse_rule,
+    parse_settings,
+)
+from aliasmilter.store.audit import Change
+from aliasmilter.store.schema import alias_key, domain_key
+from aliasmilter.store.snapshot import Snapshot
+
+MISTAKES = frozenset(
+    {Reason.INVALID_RULE, Reason.DANGLING, Reason.CYCLE, Reason.TOO_DEEP, Reason.TOO_WIDE}
+)
+PROBE = "alias-milter-check"
+"""The local part that stands for what nobody has a rule for."""
+
+_MAX_HEIGHT = 5
+_MAX_WIDTH = 100
+
+Place = Callable[[str, str], str]
+"""Names the rule of a domain and field, for a finding."""
+
+Owner = tuple[str, str]
+
+
+def validate(
+    snapshot: Snapshot,
+    changes: Sequence[Change],
+    policy: Policy,
+    today: date,
+    *,
+    place: Place,
+    progress: Callable[[int], None] = lambda _: None,
+) -> Iterator[Finding]:
+    """What is wrong with changes.
+
+    Args:
+        snapshot: all rules and settings as they will be.
+        changes: those that lead there.
+        policy: of the configuration.
+        today: the day in UTC.
+        place: names a rule in a finding.
+        progress: told of the number of changes looked at since the last time.
+    """
+    checker = _Checker(snapshot, policy, today, place)
+    for number, change in enumerate(changes, 1):
+        if change.is_setting:
+            yield from checker.setting(change)
+        elif change.after is not None:
+            yield from checker.rule(change.domain, change.name, change.after)
+        if not number % 1000:
+            progress(1000)
+    yield from _dependants(snapshot, changes, checker)
+
+
+def mistake(address: Address, lookup: Lookup, policy: Policy, today: date) -> str:
+    """What is wrong with where an address leads, as the resolver says it; "" when nothing is."""
+    decision = resolve(address, lookup, policy, today)
+    return f"{decision.reason}: {decision.problem}" if decision.reason in MISTAKES else ""
+
+
+def catch_all_warning(policy: Policy) -> str:
+    """What is to be said of a catch-all with ordinary targets."""
+    goes = "are held for it" if policy.hold else "go to the quarantine mailbox"
+    return f"a catch-all never reaches a real inbox: its hits {goes}"
+
+
+class _Checker:
+    """The findings about single rules."""
+
+    def __init__(self, snapshot: Snapshot, policy: Policy, today: date, place: Place) -> None:
+        self._snapshot = snapshot
+        self._policy = policy
+        self._today = today
+        self._place = place
+        self._prover = _Prover(snapshot, today)
+
+    def setting(self, change: Change) -> Iterator[Finding]:
+        """A domain whose settings change: each must mean something, `alias_of` lead somewhere."""
+        try:
+            settings = parse_settings(self._snapshot.settings.get(change.domain, {}))
+        except RuleError as problem:
+            yield error(change.key, str(problem))
+            return
+        other = settings.alias_of
+        ours = (self._snapshot.settings, self._policy.local_domains)
+        if change.name == "alias_of" and other and not any(other in some for some in ours):
+            yield error(f"{change.key} alias_of", f"{other} is not managed")
+
+    def rule(self, domain: str, name: str, raw: bytes) -> Iterator[Finding]:
+        """A rule that is new or different."""
+        if not self._snapshot.settings.get(domain):
+            hint = f"HSET {domain_key(domain)} unknown reject, or --create-domains"
+            yield error(self._place(domain, name), f"{domain} is not a managed domain ({hint})")
+            return
+        try:
+            rule = parse_rule(raw)
+        except RuleError as problem:
+            yield error(self._place(domain, name), str(problem))
+            return
+        if rule.expires and self._today > rule.expires:
+            yield warning(self._place(domain, name), f"expired on {rule.expires}")
+        if name == CATCH_ALL and any(isinstance(target, Address) for target in rule.targets):
+            yield warning(self._place(domain, name), catch_all_warning(self._policy))
+        if not self._prover.proves(domain, name, rule):
+            wrong = self.mistake(domain, name)
+            if wrong:
+                yield error(self._place(domain, name), wrong)
+
+    def mistake(self, domain: str, name: str, lookup: Lookup | None = None) -> str:
+        """What the resolver says is wrong with a rule, or ""."""
+        address = Address(PROBE if name == CATCH_ALL else name, domain)
+        return mistake(address, lookup or self._snapshot.lookup, self._policy, self._today)
+
+    def broken(self, domain: str, name: str, before: Lookup) -> Iterator[Finding]:
+        """A rule that stays as it is, when it is broken and was not before."""
+        problem = self.mistake(domain, name)
+        if problem and not self.mistake(domain, name, before):
+            yield error(f"{alias_key(domain)} {name}", problem)
+
+
+class _Prover:
+    """Proves rules good that are plainly so; says nothing of the others."""
+
+    def __init__(self, snapshot: Snapshot, today: date) -> None:
+        self._snapshot = snapshot
+        self._today = today
+        self._sizes: dict[Owner, tuple[int, int] | None] = {}
+        self._plain_domains: dict[str, bool] = {}
+
+    def proves(self, domain: str, name: str, rule: Rule) -> bool:
+        """Whether the rule is certainly no mistake.
+
+        Args:
+            domain: of the rule.
+            name: the field of the rule.
+            rule: parsed.
+        """
+        if name == CATCH_ALL:
+            return rule.action not in (None, Action.QUARANTINE)
+        return self._size(domain, name, rule, 0) is not None
+
+    def _size(
+        self, domain: str, name: str, rule: Rule | None, level: int
+    ) -> tuple[int, int] | None:
+        """Levels and recipients below an address, or None when it is not plain."""
+        owner = (domain, name)
+        if owner in self._sizes:
+            return self._sizes[owner]
+        # What leads back here while this is being proven is no proof.
+        self._sizes[owner] = None
+        if level <= _MAX_HEIGHT and self._is_plain(domain) and name == local_key(name):
+            self._sizes[owner] = self._measure(domain, name, rule, level)
+        return self._sizes[owner]
+
+    def _measure(
+        self, domain: str, name: str, rule: Rule | None, level: int
+    ) -> tuple[int, int] | None:
+        rule = rule or self._rule(domain, name)
+        if rule is None or rule.action is Action.QUARANTINE:
+            return None
+        height, width = 0, 1
+        for target in rule.targets:
+            size = self._target(domain, name, target, level)
+            if size is None:
+                return None
+            height, width = max(height, size[0] + 1), width + size[1]
+        return (height, width) if height <= _MAX_HEIGHT and width <= _MAX_WIDTH else None
+
+    def _target(
+        self, domain: str, name: str, target: Address | SameLocalPart, level: int
+    ) -> tuple[int, int] | None:
+        if isinstance(target, SameLocalPart):
+            return None
+        local = local_key(target.local)
+        if target.domain not in self._snapshot.settings or (target.domain, local) == (domain, name):
+            return 0, 1
+        return self._size(target.domain, local, None, level + 1)
+
+    def _rule(self, domain: str, name: str) -> Rule | None:
+        raw = self._snapshot.rules.get(domain, {}).get(name)
+        try:
+            return parse_rule(raw) if raw is not None and name != CATCH_ALL else None
+        except RuleError:
+            return None
+
+    def _is_plain(self, domain: str) -> bool:
+        """Whether a domain has rules of its own, and settings that mean something."""
+        known = self._plain_domains.get(domain)
+        if known is None:
+            known = self._plain_domains[domain] = self._has_own_rules(domain)
+        return known
+
+    def _has_own_rules(self, domain: str) -> bool:
+        keys = (domain_key(domain), alias_key(domain))
+        fields = self._snapshot.settings.get(domain)
+        if not fields or any(key in self._snapshot.unreadable for key in keys):
+            return False
+        try:
+            return parse_settings(fields).alias_of is None
+        except RuleError:
+            return False
+
+
+def _dependants(
+    snapshot: Snapshot, changes: Sequence[Change], checker: _Checker
+) -> Iterator[Finding]:
+    """The unchanged rules that lead to a changed one, when that has broken them."""
+    changed = {(c.domain, c.name) for c in changes if not c.is_setting}
+    if sum(len(rules) for rules in snapshot.rules.values()) <= sum(
+        c.after is not None for c in changes if not c.is_setting
+    ):
+        return  # there are none
+    before = _Before(snapshot, changes)
+    for domain, name in _leading_to(snapshot, changes, changed):
+        yield from checker.broken(domain, name, before.lookup)
+
+
+def _leading_to(
+    snapshot: Snapshot, changes: Iterable[Change], changed: set[Owner]
+) -> Iterator[Owner]:
+    """The rules that are not among the changed, but lead to one of them."""
+    referrers, second = _Referrers(snapshot, changed), defaultdict[str, list[str]](list)
+    for domain, fields in snapshot.settings.items():
+        if alias_of := fields.get(b"alias_of"):
+            second[alias_of.decode("utf-8", "replace")].append(domain)
+    seen: set[Owner] = set()
+    frontier = [(c.domain, CATCH_ALL if c.is_setting else c.name) for c in changes]
+    for _ in range(MAX_DEPTH):
+        following = []
+        for domain, name in frontier:
+            # Another domain of the same addresses leads here as well.
+            for each in (domain, *second.get(domain, ())):
+                following += [owner for owner in referrers.of(each, name) if owner not in seen]
+                seen.update(following)
+        frontier = list(dict.fromkeys(following))
+        yield from (owner for owner in frontier if owner not in changed)
+
+
+class _Referrers:
+    """Which rules name an address in one of the domains here."""
+
+    def __init__(self, snapshot: Snapshot, changed: set[Owner]) -> None:
+        self._by_address: dict[Owner, list[Owner]] = defaultdict(list)
+        self._by_domain: dict[str, list[Owner]] = defaultdict(list)
+        self._snapshot = snapshot
+        for domain, rules in snapshot.rules.items():
+            for name, raw in rules.items():
+                if b"@" in raw and (domain, name) not in changed:
+                    self._note((domain, name), raw)
+
+    def of(self, domain: str, name: str) -> list[Owner]:
+        """The rules that name an address; with `*`, an address in its domain."""
+        if name == CATCH_ALL:
+            return self._by_domain.get(domain, [])
+        return self._by_address.get((domain, name), [])
+
+    def _note(self, owner: Owner, raw: bytes) -> None:
+        try:
+            targets = parse_rule(raw).targets
+        except RuleError:
+            return
+        for target in targets:
+            if target.domain not in self._snapshot.settings:
+                continue
+            self._by_domain[target.domain].append(owner)
+            local = owner[1] if isinstance(target, SameLocalPart) else local_key(target.local)
+            for name in fields_for(local):
+                if name != CATCH_ALL and (target.domain, name) != owner:
+                    self._by_address[target.domain, name].append(owner)
+
+
+class _Before:
+    """What the store says now: the snapshot with the changes undone."""
+
+    def __init__(self, snapshot: Snapshot, changes: Iterable[Change]) -> None:
+        self._snapshot = snapshot
+        self._rules: dict[Owner, bytes | None] = {}
+        self._settings: dict[str, dict[bytes, bytes]] = {}
+        for change in changes:
+            if change.is_setting:
+                self._undo_setting(change)
+            else:
+                self._rules[change.domain, change.name] = change.before
+
+    def lookup(self, addresses: Sequence[Address]) -> list[Answer]:
+        """Answer as the store itself would now."""
+        return [self._answer(address) for address in addresses]
+
+    def _answer(self, address: Address) -> Answer:
+        answer = self._snapshot.lookup([address])[0]
+        if isinstance(answer, Unreadable):
+            return answer
+        domain = address.domain
+        settings = self._settings.get(domain, self._snapshot.settings.get(domain))
+        if not settings:
+            return Absent()
+        now = self._snapshot.rules.get(domain, {})
+        fields = {f: self._rules.get((domain, f), now.get(f)) for f in fields_for(address.local)}
+        return Found(settings, {f: raw for f, raw in fields.items() if raw is not None})
+
+    def _undo_setting(self, change: Change) -> None:
+        fields = self._settings.setdefault(
+            change.domain, dict(self._snapshot.settings.get(change.domain, {}))
+        )
+        name = change.name.encode()
+        fields.pop(name, None)
+        if change.before is not None:
+            fields[name] = change.before

@@ -1,0 +1,258 @@
+"""Changing rules: all of a change or nothing of it, with a trace of who did it.
+
+Theory of operation. The keys that will change are watched *before* anything is read, so that what
+was checked is what is changed: whoever edits one of them in between, by whatever means, makes the
+change fail as a whole. Then one transaction (MULTI/EXEC) writes it, over all domains.
+
+A transaction blocks Redis, and with it the mail, for as long as it runs: seconds for a million
+fields. So a large change is prepared in keys of its own, in batches, and the transaction only puts
+them in place (RENAME takes no time, whatever the size). What they replace is removed in the
+background (UNLINK), and their details go into the audit stream afterwards; the transaction itself
+leaves one entry for each domain there.
+"""
+
+import uuid
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any, Self, TypeVar
+
+import redis
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError, WatchError
+from redis.retry import Retry
+
+from aliasmilter.routing.lookup import Unavailable
+from aliasmilter.store.audit import MAX_ENTRIES, Change
+from aliasmilter.store.schema import AUDIT_KEY, alias_key, domain_key, staged_key
+
+DIRECT = 10_000  # fields that one transaction writes; about 50 ms
+_BATCH = 1000
+_STAGED_FOR = 3600  # seconds; what an import that was killed has prepared goes by itself
+
+Progress = Callable[[int], None]
+"""Told of the number of fields that have been written since the last time."""
+
+_T = TypeVar("_T")
+
+
+class Conflict(Exception):  # noqa: N818  # an answer, not a mistake
+    """Somebody else has changed one of the domains meanwhile; nothing was written."""
+
+
+class AuditIncomplete(Exception):  # noqa: N818
+    """The change is in place, but not all of its details are in the audit stream."""
+
+
+def connect(url: str, timeout: float) -> Any:  # noqa: ANN401  # sync or cluster client
+    """A client for the commands.
+
+    Args:
+        url: as in `[store] url`.
+        timeout: seconds for each reply.
+    """
+    # No second try: a command that was sent twice could be carried out twice.
+    return redis.Redis.from_url(
+        url, socket_timeout=timeout, socket_connect_timeout=timeout, retry=Retry(NoBackoff(), 0)
+    )
+
+
+class Editor:
+    """One change, as a context manager: what it names is watched from the beginning.
+
+    Args:
+        client: of `connect`.
+        domains: those whose rules or settings may change.
+        who: for the audit stream.
+        command: likewise.
+
+    Raises:
+        Unavailable: Redis does not answer, or refuses.
+    """
+
+    def __init__(self, client: Any, domains: Iterable[str], who: str, command: str) -> None:  # noqa: ANN401
+        self._client = client
+        self._keys = [key for d in domains for key in (domain_key(d), alias_key(d))]
+        self._signature = ("who", who, "command", command)
+        self._run = uuid.uuid4().hex
+
+    def __enter__(self) -> Self:
+        self._pipeline = self._client.pipeline(transaction=True)
+        try:
+            for keys in _batches(self._keys):
+                self._pipeline.watch(*keys)
+        except (RedisError, OSError) as error:
+            self._pipeline.reset()
+            raise Unavailable(f"Redis: {error}") from error
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self._pipeline.reset()
+        except (RedisError, OSError):
+            self._client.close()  # a connection that is gone watches nothing
+
+    def write(
+        self,
+        changes: Sequence[Change],
+        rules: Mapping[str, Mapping[str, bytes]],
+        progress: Progress = lambda _: None,
+    ) -> None:
+        """Write the changes, whole or not at all.
+
+        Args:
+            changes: against what was read after the `with` began.
+            rules: domain -> all its rules, as they will be.
+            progress: told how far it is.
+
+        Raises:
+            Conflict: a domain was changed since the `with` began; nothing was written.
+            Unavailable: Redis does not answer, or refuses; nothing was written, unless the
+                answer to the last step itself was lost (the message says so).
+            AuditIncomplete: written, but the audit stream lacks details.
+        """
+        if len(changes) <= DIRECT:
+            self._write_directly(changes)
+            progress(len(changes))
+        else:
+            self._write_staged(changes, rules, progress)
+
+    def _write_directly(self, changes: Sequence[Change]) -> None:
+        self._require_stream()
+        self._pipeline.multi()
+        for change in changes:
+            self._write_field(change)
+        self._execute()
+
+    def _write_staged(
+        self,
+        changes: Sequence[Change],
+        rules: Mapping[str, Mapping[str, bytes]],
+        progress: Progress,
+    ) -> None:
+        by_domain: dict[str, list[Change]] = defaultdict(list)
+        for change in changes:
+            if not change.is_setting:
+                by_domain[change.domain].append(change)
+        try:
+            for domain, its_changes in by_domain.items():
+                self._stage(domain, rules[domain], len(its_changes), progress)
+        except (RedisError, OSError) as error:
+            raise Unavailable(f"Redis: {error}; nothing was changed") from error
+        replaced = self._put_in_place(changes, by_domain, rules)
+        try:
+            for keys in _batches(replaced):
+                self._client.unlink(*keys)
+            self._write_details(change for change in changes if not change.is_setting)
+        except (RedisError, OSError) as error:
+            raise AuditIncomplete(f"Redis: {error}") from error
+
+    def _stage(
+        self, domain: str, rules: Mapping[str, bytes], changed: int, progress: Progress
+    ) -> None:
+        """Write a domain's rules to a key of their own."""
+        key = staged_key(domain, self._run)
+        pipeline = self._client.pipeline(transaction=False)
+        written = 0
+        for batch in _batches(rules.items()):
+            pipeline.execute_command("HSET", key, *(part for item in batch for part in item))
+            # Again and again: it must not vanish while its fellows are written.
+            pipeline.expire(key, _STAGED_FOR)
+            pipeline.execute()
+            part = changed * len(batch) // max(len(rules), 1)
+            progress(part)
+            written += part
+        progress(changed - written)
+
+    def _put_in_place(
+        self,
+        changes: Sequence[Change],
+        by_domain: Mapping[str, Sequence[Change]],
+        rules: Mapping[str, Mapping[str, bytes]],
+    ) -> list[str]:
+        """The transaction that makes the prepared keys the rules; returns the keys they replace."""
+        pipeline = self._pipeline
+        self._require_stream()
+        self._require_staged([domain for domain in by_domain if rules[domain]])
+        replaced = []
+        pipeline.multi()
+        for change in changes:
+            if change.is_setting:
+                self._write_field(change)
+        for domain, its_changes in by_domain.items():
+            staged, old = staged_key(domain, self._run), staged_key(domain, f"{self._run}:old")
+            added = sum(change.before is None for change in its_changes)
+            removed = sum(change.after is None for change in its_changes)
+            if len(rules[domain]) - added + removed:  # as many as there were
+                pipeline.rename(alias_key(domain), old)
+                pipeline.expire(old, _STAGED_FOR)
+                replaced.append(old)
+            if rules[domain]:
+                pipeline.persist(staged)
+                pipeline.rename(staged, alias_key(domain))
+            changed = len(its_changes) - added - removed
+            told = f"{added} added, {changed} changed, {removed} removed"
+            pipeline.execute_command(*self._entry_fields("address", f"@{domain}", "after", told))
+        self._execute()
+        return replaced
+
+    def _require_staged(self, domains: Sequence[str]) -> None:
+        """A transaction is not undone half-way: what it renames must be there, and stay."""
+        try:
+            for some in _batches([staged_key(domain, self._run) for domain in domains]):
+                self._pipeline.watch(*some)
+                if self._pipeline.exists(*some) != len(some):
+                    raise Conflict("what was prepared has been removed")
+        except (RedisError, OSError) as error:
+            raise Unavailable(f"Redis: {error}; nothing was changed") from error
+
+    def _require_stream(self) -> None:
+        """A command that fails for the type of its key does not stop the rest of a transaction."""
+        try:
+            kind = self._client.type(AUDIT_KEY)
+        except (RedisError, OSError) as error:
+            raise Unavailable(f"Redis: {error}; nothing was changed") from error
+        if kind not in (b"none", b"stream"):
+            raise Unavailable(f"Redis: the key {AUDIT_KEY} holds another type than a stream")
+
+    def _write_field(self, change: Change) -> None:
+        if change.after is None:
+            self._pipeline.hdel(change.key, change.name)
+        else:
+            self._pipeline.hset(change.key, change.name, change.after)
+        self._pipeline.execute_command(*self._entry(change))
+
+    def _write_details(self, changes: Iterable[Change]) -> None:
+        pipeline = self._client.pipeline(transaction=False)
+        for batch in _batches(changes):
+            for change in batch:
+                pipeline.execute_command(*self._entry(change))
+            pipeline.execute()
+
+    def _execute(self) -> None:
+        try:
+            self._pipeline.execute()
+        except WatchError:
+            raise Conflict("somebody else has changed these domains meanwhile") from None
+        except (RedisError, OSError) as error:
+            lost = isinstance(error, (redis.ConnectionError, redis.TimeoutError, OSError))
+            doubt = "; whether the change was made is not known" if lost else ""
+            raise Unavailable(f"Redis: {error}{doubt}") from error
+
+    def _entry(self, change: Change) -> tuple[str | int | bytes, ...]:
+        fields: list[str | bytes] = ["address", change.address]
+        if change.before is not None:
+            fields += ["before", change.before]
+        if change.after is not None:
+            fields += ["after", change.after]
+        return self._entry_fields(*fields)
+
+    def _entry_fields(self, *fields: str | bytes) -> tuple[str | int | bytes, ...]:
+        limit = ("MAXLEN", "~", MAX_ENTRIES)
+        return ("XADD", AUDIT_KEY, *limit, "*", *self._signature, *fields)
+
+
+def _batches(items: Iterable[_T]) -> Iterator[list[_T]]:
+    rest = iter(items)
+    while batch := list(islice(rest, _BATCH)):
+        yield batch
