@@ -105,7 +105,9 @@ def parse_owner(text: str, origin: str | None = None) -> tuple[str, str]:
     """
     if text.startswith(("@", "*@")):
         return parse_domain(text.partition("@")[2]), CATCH_ALL
-    if origin and "@" not in text:
+    if "@" not in text:
+        if not origin:
+            raise AddressError("no domain")
         text = f"{text}@{origin}"
     address = parse_address(text)
     if address.local == CATCH_ALL or address.domain.startswith("["):

@@ -1,0 +1,416 @@
+"""add, remove, list, import, export and log: checked as a whole, written as a whole."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from aliasmilter.admin import edit
+from aliasmilter.cli import commands
+from aliasmilter.store import editor
+from aliasmilter.store.snapshot import read
+from tests.harness.daemon import toml
+from tests.harness.redis import RedisServer
+
+Run = Callable[..., Result]
+DEMO = Path(__file__).parents[2] / "rules" / "demo.redis"
+
+
+@pytest.fixture
+def run(tmp_path: Path, redis: RedisServer) -> Run:
+    (tmp_path / "srs.secrets").write_text("a secret that is long enough\n")
+    file = tmp_path / "alias-milter.toml"
+    file.write_text(
+        toml(
+            {
+                "store": {"url": redis.url},
+                "mail": {"hostname": "mx.example.net"},
+                "srs": {"domain": "fwd.example.net", "secrets_file": "srs.secrets"},
+                "quarantine": {"mailbox": "quarantine@example.net"},
+            }
+        )
+    )
+
+    def invoke(*args: str, stdin: str = "") -> Result:
+        return CliRunner().invoke(commands, [*args, "-c", str(file)], input=stdin)
+
+    return invoke
+
+
+@pytest.fixture
+def rules(redis: RedisServer) -> RedisServer:
+    redis.cli(
+        stdin="HSET domain:example.com unknown reject\n"
+        "HSET alias:example.com bob bob@example.com carol carol@example.com\n"
+        "HSET alias:example.com sales bob@example.com\n"
+    )
+    return redis
+
+
+def rule(redis: RedisServer, name: str, domain: str = "example.com") -> str:
+    return redis.cli("HGET", f"alias:{domain}", name).strip('"')
+
+
+def test_add_writes_a_rule_and_says_so(run: Run, rules: RedisServer) -> None:
+    result = run("add", "Team@Example.com", "bob@example.com,", "carol@example.com", "note=all")
+    assert result.exit_code == 0, result.output
+    assert "+ team@example.com: bob@example.com, carol@example.com note=all" in result.output
+    assert rule(rules, "team") == "bob@example.com, carol@example.com note=all"
+
+
+def test_add_changes_a_rule_only_when_told_to(run: Run, rules: RedisServer) -> None:
+    refused = run("add", "sales@example.com", "carol@example.com")
+    assert refused.exit_code == 1
+    assert "has the rule 'bob@example.com' already" in refused.output
+    assert rule(rules, "sales") == "bob@example.com"
+    result = run("add", "--replace", "sales@example.com", "carol@example.com")
+    assert "~ sales@example.com: bob@example.com -> carol@example.com" in result.output
+    assert rule(rules, "sales") == "carol@example.com"
+
+
+@pytest.mark.parametrize(
+    ("address", "text", "finding"),
+    [
+        ("x@example.com", "nonsense", "unknown word 'nonsense'"),
+        ("x@example.com", "x+y@example.com y@example.com", "its target y@example.com has no rule"),
+        ("bob@example.com", "sales@example.com", "cycle: "),
+        ("x@other.example", "bob@example.com", "HSET domain:other.example unknown reject"),
+    ],
+)
+def test_a_rule_that_is_a_mistake_is_not_written(
+    run: Run, rules: RedisServer, address: str, text: str, finding: str
+) -> None:
+    before = rules.cli("HGETALL", "alias:example.com")
+    result = run("add", "--replace", address, text)
+    assert result.exit_code == 1
+    assert finding in result.output
+    assert "nothing was written" in result.output
+    assert rules.cli("HGETALL", "alias:example.com") == before
+    assert rules.cli("EXISTS", "audit", "alias:other.example") == "(integer) 0"
+
+
+def test_a_catch_all_aimed_at_an_inbox_is_warned_of(run: Run, rules: RedisServer) -> None:
+    result = run("add", "*@example.com", "bob@example.com")
+    assert result.exit_code == 0
+    assert "warning: alias:example.com *: a catch-all never reaches a real inbox" in result.output
+    assert rule(rules, "*") == "bob@example.com"
+
+
+def test_no_address_is_a_usage_error(run: Run) -> None:
+    assert run("add", "no address", "bob@example.com").exit_code == 2
+    assert run("remove", "bob").exit_code == 2
+    assert run("log", "@").exit_code == 2
+
+
+def test_remove_leaves_no_rule_that_leads_to_nothing(run: Run, rules: RedisServer) -> None:
+    refused = run("remove", "bob@example.com")
+    assert refused.exit_code == 1
+    assert "error: alias:example.com sales: dangling: " in refused.output
+    assert rule(rules, "bob")
+    assert run("remove", "bob@example.com", "sales@example.com").exit_code == 0
+    assert rules.cli("HKEYS", "alias:example.com") == '1) "carol"'
+
+
+def test_remove_of_what_is_not_there_removes_nothing(run: Run, rules: RedisServer) -> None:
+    result = run("remove", "carol@example.com", "nobody@example.com")
+    assert result.exit_code == 1
+    assert "nobody@example.com: there is no such rule" in result.output
+    assert rule(rules, "carol")
+
+
+def test_a_rule_that_was_broken_before_stops_nothing(run: Run, rules: RedisServer) -> None:
+    rules.cli("HSET", "alias:example.com", "old", "bob@example.com nix@example.com")
+    assert run("add", "--replace", "bob@example.com", "carol@example.com").exit_code == 0
+
+
+def test_a_chain_that_gets_too_deep_far_away_is_found(run: Run, rules: RedisServer) -> None:
+    chain = "".join(f"HSET alias:example.com a{n} a{n + 1}@example.com\n" for n in range(8))
+    rules.cli(stdin=chain + "HSET alias:example.com a8 a8@example.com\n")
+    more = "".join(f"HSET alias:example.com b{n} b{n + 1}@example.com\n" for n in range(5))
+    end = "HSET alias:example.com b5 b5@example.com\nHSET alias:example.com a8 b0@example.com\n"
+    result = run("import", "--format", "redis", "-", stdin=more + end)
+    assert result.exit_code == 1
+    assert "error: alias:example.com a0: too-deep" in result.output
+
+
+def test_a_domain_that_becomes_managed_must_have_what_rules_name_there(
+    run: Run, rules: RedisServer
+) -> None:
+    assert run("add", "out@example.com", "me@new.example").exit_code == 0
+    result = run("add", "--create-domains", "you@new.example", "you@new.example")
+    assert result.exit_code == 1
+    assert "alias:example.com out: dangling: " in result.output
+    both = "me@new.example,me@new.example\nyou@new.example,you@new.example\n"
+    result = run("import", "--create-domains", "--format", "csv", "-", stdin=both)
+    assert result.exit_code == 0, result.output
+    assert rules.cli("HGET", "domain:new.example", "unknown") == '"reject"'
+
+
+def test_import_of_the_demo_and_back(run: Run, redis: RedisServer) -> None:
+    script = DEMO.read_text().replace("ping pong@", "ping bob@")
+    result = run("import", "--format", "redis", "-", stdin=script)
+    assert result.exit_code == 0, result.output
+    exported = run("export").output
+    before = read(redis.url, 5.0)
+    redis.flush()
+    redis.cli(stdin=exported)
+    assert read(redis.url, 5.0) == before
+    assert run("export").output == exported
+    again = run("import", "--replace", "--format", "redis", "-", stdin=exported)
+    assert "0 added, 0 changed, 0 removed" in again.output
+
+
+def test_import_says_which_lines_are_wrong_and_writes_none(
+    run: Run, rules: RedisServer, tmp_path: Path
+) -> None:
+    file = tmp_path / "rules.csv"
+    file.write_text(
+        "address,rule\ngood@example.com,bob@example.com\nbad,bob@example.com\n"
+        "worse@example.com,bob@example.com,carol@example.com\n"
+        "good@example.com,carol@example.com\n"
+    )
+    result = run("import", str(file))
+    assert result.exit_code == 1
+    for line in ("rules.csv:3: bad: no domain", "rules.csv:4: 3 fields", "rules.csv:5: good@"):
+        assert line in result.output
+    file.write_text("good@example.com,bob@example.com\nbad@example.com,nix@example.com\n")
+    result = run("import", str(file))
+    assert "rules.csv:2: alias:example.com bad: dangling" in result.output
+    assert rule(rules, "good") == "(nil)"
+
+
+def test_a_dry_run_shows_the_difference_and_writes_nothing(run: Run, rules: RedisServer) -> None:
+    file = "sales@example.com,carol@example.com\nnew@example.com,bob@example.com\n"
+    file += "bob@example.com,bob@example.com\n"
+    result = run("import", "--dry-run", "--replace", "--format", "csv", "-", stdin=file)
+    assert result.exit_code == 1, "sales leads to carol, who is not in the file"
+    file += "carol@example.com,carol@example.com\n"
+    rules.cli("HSET", "alias:example.com", "gone", "bob@example.com")
+    result = run("import", "--dry-run", "--replace", "--format", "csv", "-", stdin=file)
+    assert result.exit_code == 0, result.output
+    assert result.output.splitlines() == [
+        "~ sales@example.com: bob@example.com -> carol@example.com",
+        "+ new@example.com: bob@example.com",
+        "- gone@example.com: bob@example.com",
+        "1 added, 1 changed, 1 removed (dry run: nothing was written)",
+    ]
+    assert rule(rules, "gone") == "bob@example.com"
+    assert rules.cli("EXISTS", "audit") == "(integer) 0"
+
+
+def test_import_merges_unless_told_to_replace(run: Run, rules: RedisServer) -> None:
+    file = "bob@example.com,bob@example.com\n"
+    assert run("import", "--format", "csv", "-", stdin=file).exit_code == 0
+    assert rule(rules, "sales") == "bob@example.com"
+    result = run("import", "--replace", "--format", "csv", "-", stdin=file)
+    assert "0 added, 0 changed, 2 removed" in result.output
+    assert rules.cli("HKEYS", "alias:example.com") == '1) "bob"'
+
+
+def test_a_key_of_another_type_is_named_and_left_alone(run: Run, rules: RedisServer) -> None:
+    rules.cli("SET", "alias:second.example", "x")
+    rules.cli("HSET", "domain:second.example", "unknown", "reject")
+    result = run("add", "x@second.example", "bob@example.com")
+    assert result.exit_code == 1
+    assert "alias:second.example: holds another type than a hash" in result.output
+    rules.cli("DEL", "alias:second.example")
+    rules.cli("SET", "audit", "x")
+    result = run("add", "x@second.example", "bob@example.com")
+    assert result.exit_code == 1
+    assert "audit holds another type" in result.output
+    assert rules.cli("EXISTS", "alias:second.example") == "(integer) 0"
+
+
+def edited_meanwhile(monkeypatch: pytest.MonkeyPatch, redis: RedisServer, *command: str) -> None:
+    """Have another administrator type a command while a change is being checked."""
+    validate = edit.validate
+
+    def typing(*args: object, **options: object) -> object:
+        redis.cli(*command)
+        return validate(*args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(edit, "validate", typing)
+
+
+@pytest.mark.parametrize("direct", [10_000, 1])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("HSET", "alias:example.com", "sales", "carol@example.com"),
+        ("HDEL", "alias:example.com", "sales"),
+        ("DEL", "domain:example.com"),
+    ],
+)
+def test_a_change_in_between_is_reported_and_nothing_is_written(
+    run: Run,
+    rules: RedisServer,
+    monkeypatch: pytest.MonkeyPatch,
+    command: tuple[str, ...],
+    direct: int,
+) -> None:
+    monkeypatch.setattr(editor, "DIRECT", direct)
+    edited_meanwhile(monkeypatch, rules, *command)
+    file = "new@example.com,bob@example.com\nother@example.com,bob@example.com\n"
+    result = run("import", "--format", "csv", "-", stdin=file)
+    assert result.exit_code == 1
+    assert "somebody else has changed these domains meanwhile" in result.output
+    assert rule(rules, "new") == "(nil)"
+    assert rules.cli("EXISTS", "audit") == "(integer) 0"
+
+
+def test_a_change_in_another_domain_does_not_matter(
+    run: Run, rules: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edited_meanwhile(monkeypatch, rules, "HSET", "domain:other.example", "unknown", "reject")
+    assert run("add", "new@example.com", "bob@example.com").exit_code == 0
+
+
+def test_a_large_change_is_prepared_beside_and_put_in_place(
+    run: Run, rules: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(editor, "DIRECT", 1)
+    file = "bob@example.com,bob@example.com\nnew@example.com,bob@example.com\n"
+    file += "sales@example.com,new@example.com\nx@new.example,bob@example.com\n"
+    arguments = ("import", "--replace", "--create-domains", "--format", "csv", "-")
+    result = run(*arguments, stdin=file)
+    assert result.exit_code == 0, result.output
+    assert "3 added, 1 changed, 1 removed" in result.output
+    assert rule(rules, "sales") == "new@example.com"
+    assert rule(rules, "carol") == "(nil)"
+    assert rule(rules, "x", "new.example") == "bob@example.com"
+    assert rules.cli("TTL", "alias:example.com") == "(integer) -1"
+    keys = rules.cli("KEYS", "*")
+    assert "staged" not in keys, keys
+    told = json.loads(run("log", "--json", "example.com").output)
+    assert [(each["address"], each["after"]) for each in told] == [
+        ("@example.com", "1 added, 1 changed, 1 removed"),
+        ("new@example.com", "bob@example.com"),
+        ("sales@example.com", "new@example.com"),
+        ("carol@example.com", None),
+    ]
+
+
+def test_a_large_change_may_remove_all_rules_of_a_domain(
+    run: Run, rules: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(editor, "DIRECT", 1)
+    names = ("bob@example.com", "carol@example.com", "sales@example.com")
+    assert run("remove", *names).exit_code == 0
+    assert rules.cli("KEYS", "alias:*") == "(empty array)"
+
+
+def test_redis_away_is_said_and_is_no_success(run: Run, tmp_path: Path, rules: RedisServer) -> None:
+    file = tmp_path / "alias-milter.toml"
+    file.write_text(file.read_text().replace(rules.url, "redis://127.0.0.1:1/0"))
+    for command in (
+        ("add", "x@example.com", "bob@example.com"),
+        ("list",),
+        ("export",),
+        ("log",),
+    ):
+        result = run(*command)
+        assert result.exit_code == 1
+        assert "Redis: " in result.output
+
+
+def test_a_user_who_may_not_write_the_log_writes_nothing() -> None:
+    user = "clerk on >secret ~alias:* ~domain:* ~audit +@read +@hash +@connection +@transaction"
+    with RedisServer(users=[user]) as redis:
+        redis.cli("HSET", "domain:example.com", "unknown", "reject")
+        client = editor.connect(redis.url.replace("unix://", "unix://clerk:secret@"), 5.0)
+        change = editor.Change("example.com", "bob", None, b"bob@example.com")
+        with (
+            editor.Editor(client, ["example.com"], "clerk", "add") as change_of_clerk,
+            pytest.raises(editor.Unavailable),
+        ):
+            change_of_clerk.write([change], {})
+        assert redis.cli("EXISTS", "alias:example.com") == "(integer) 0"
+
+
+def test_log_shows_who_changed_what(
+    run: Run, rules: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SUDO_USER", "alice")
+    run("add", "x@example.com", "bob@example.com")
+    run("add", "--replace", "x@example.com", "carol@example.com")
+    monkeypatch.setenv("SUDO_USER", "dave")
+    run("remove", "x@example.com")
+    run("add", "y@example.com", "bob@example.com")
+    lines = [line.split("\t")[1:] for line in run("log", "X@example.com").output.splitlines()]
+    assert lines == [
+        ["alice", "add", "x@example.com", "-", "bob@example.com"],
+        ["alice", "add", "x@example.com", "bob@example.com", "carol@example.com"],
+        ["dave", "remove", "x@example.com", "carol@example.com", "-"],
+    ]
+    assert len(run("log", "example.com").output.splitlines()) == 4
+    assert run("log", "other.example").output == ""
+    [newest] = json.loads(run("log", "--json", "-n", "1").output)
+    assert newest["address"] == "y@example.com"
+    assert newest["before"] is None
+    assert newest["when"].endswith("+00:00")
+
+
+def test_list_is_whole_when_piped_and_escapes_what_could_move_a_cursor(
+    run: Run, rules: RedisServer
+) -> None:
+    name = "x" * 200
+    rules.cli("HSET", "alias:example.com", name, f"{name}@example.com", "esc", "a\x1b[2Jb")
+    lines = run("list", "example.com").output.splitlines()
+    assert f"{name}@example.com\t{name}@example.com" in lines
+    assert "esc@example.com\ta\\x1b[2Jb" in lines
+    listed = {each["address"]: each for each in json.loads(run("list", "--json").output)}
+    assert listed["sales@example.com"]["targets"] == ["bob@example.com"]
+    assert "problem" in listed["esc@example.com"]
+    assert run("list", "other.example").exit_code == 1
+
+
+def test_virtual_tables_are_taken_over_and_what_cannot_be_is_said(
+    run: Run, rules: RedisServer, tmp_path: Path
+) -> None:
+    table = tmp_path / "virtual"
+    table.write_text(
+        "# our table\nexample.com  anything\n\n"
+        "team@example.com  bob@example.com,\n  # and\n   carol@example.com\n"
+        "@new.example  @example.com\nroot  bob@example.com\nlocal@example.com  bob\n"
+        "/^x/  bob@example.com\n"
+    )
+    arguments = ("import", "--create-domains", str(table))
+    refused = run(*arguments)
+    assert refused.exit_code == 1
+    for line in (
+        "virtual:2: example.com: taken for a declared domain",
+        "virtual:8: root: no domain; name it with --origin",
+        "virtual:9: local@example.com: target bob: no domain",
+        "virtual:10: /^x/: a regular expression",
+        "3 entries cannot be taken over; --skip leaves them out",
+    ):
+        assert line in refused.output, refused.output
+    assert rule(rules, "team") == "(nil)"
+    result = run(*arguments, "--skip")
+    assert result.exit_code == 0, result.output
+    assert rule(rules, "team") == "bob@example.com, carol@example.com"
+    assert rule(rules, "*", "new.example") == "@example.com"
+    result = run(*arguments, "--skip", "--origin", "example.com")
+    assert result.exit_code == 0, result.output
+    assert rule(rules, "root") == "bob@example.com"
+    assert rule(rules, "local") == "bob@example.com"
+
+
+def test_export_to_a_virtual_table_says_what_it_cannot_say(run: Run, rules: RedisServer) -> None:
+    rules.cli("HSET", "alias:example.com", "dave", "disabled gone", "*", "@new.example")
+    result = run("export", "--format", "virtual")
+    assert result.exit_code == 1
+    assert "@example.com @new.example\n" in result.stdout
+    assert "sales@example.com bob@example.com\n" in result.stdout
+    assert "dave@example.com: the action disabled" in result.stderr
+
+
+def test_the_format_is_told_by_the_name_or_has_to_be_given(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "rules.txt").write_text("")
+    assert run("import", str(tmp_path / "rules.txt")).exit_code == 2
+    assert run("import", str(tmp_path / "missing.csv")).exit_code == 2
+    assert run("import", "-", stdin="").exit_code == 2
