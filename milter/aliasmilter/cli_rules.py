@@ -169,7 +169,7 @@ def import_rules(
     if file_format is None:
         raise click.UsageError(f"{file}: its name tells no format: give --format")
     rules = RuleSet(source="standard input" if file == "-" else file, origin=origin)
-    with progress_bar() as bar:
+    with progress_bar() as bar, admin_edit.without_collector():
         with _opened(file) as lines:
             FORMATS[file_format].read(bar.counted("reading", lines), rules)
         wish = Wish(
@@ -208,9 +208,24 @@ def log(path: Path, subject: str | None, count: int, *, as_json: bool) -> None:
     sys.exit(admin_history.run(path, subject, count, as_json=as_json))
 
 
+@click.command()
+@config_option
+@click.option("--check", is_flag=True, help="Look each up: a tick, or what is there.")
+@click.argument("domain", type=DomainType())
+def dns(path: Path, domain: str, *, check: bool) -> None:
+    """Print the DNS records that DOMAIN needs, ready for a zone file.
+
+    DOMAIN is a managed domain (those of its SRS senders and its ARC key are shown too), a domain of
+    SRS senders, or one that seals. With --check the exit status is 1 while anything is missing.
+    """
+    from aliasmilter.admin import dns as admin_dns  # noqa: PLC0415  # SPF and DMARC take a while
+
+    sys.exit(admin_dns.run(path, domain, check=check))
+
+
 def add_to(commands: click.Group) -> None:
     """Add them to the commands of `alias-milter`."""
-    for command in (add, remove, list_rules, import_rules, export, log):
+    for command in (add, remove, list_rules, import_rules, export, log, dns):
         commands.add_command(command)
 
 

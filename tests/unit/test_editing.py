@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from aliasmilter.admin import edit
+from aliasmilter.admin import edit, validation
 from aliasmilter.cli import commands
+from aliasmilter.routing.lookup import Unavailable
 from aliasmilter.store import editor
+from aliasmilter.store.audit import Change
 from aliasmilter.store.snapshot import read
 from tests.harness.daemon import toml
 from tests.harness.redis import RedisServer
@@ -227,11 +229,9 @@ def test_a_key_of_another_type_is_named_and_left_alone(run: Run, rules: RedisSer
 
 def edited_meanwhile(monkeypatch: pytest.MonkeyPatch, redis: RedisServer, *command: str) -> None:
     """Have another administrator type a command while a change is being checked."""
-    validate = edit.validate
-
     def typing(*args: object, **options: object) -> object:
         redis.cli(*command)
-        return validate(*args, **options)  # type: ignore[arg-type]
+        return validation.validate(*args, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(edit, "validate", typing)
 
@@ -322,10 +322,10 @@ def test_a_user_who_may_not_write_the_log_writes_nothing() -> None:
     with RedisServer(users=[user]) as redis:
         redis.cli("HSET", "domain:example.com", "unknown", "reject")
         client = editor.connect(redis.url.replace("unix://", "unix://clerk:secret@"), 5.0)
-        change = editor.Change("example.com", "bob", None, b"bob@example.com")
+        change = Change("example.com", "bob", None, b"bob@example.com")
         with (
             editor.Editor(client, ["example.com"], "clerk", "add") as change_of_clerk,
-            pytest.raises(editor.Unavailable),
+            pytest.raises(Unavailable),
         ):
             change_of_clerk.write([change], {})
         assert redis.cli("EXISTS", "alias:example.com") == "(integer) 0"

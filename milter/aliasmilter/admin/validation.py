@@ -7,16 +7,16 @@ All others are decided by the resolver itself, as the daemon would. So are the r
 change but lead to one that did: those that were broken before do not count.
 """
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import date
 
+from aliasmilter.admin.dependants import Before, Owner, leading_to
 from aliasmilter.admin.report import Finding, error, warning
 from aliasmilter.mail.address import Address, local_key
 from aliasmilter.mail.replies import Reason
 from aliasmilter.routing.decision import Policy
-from aliasmilter.routing.lookup import Absent, Answer, Found, Lookup, Unreadable, fields_for
-from aliasmilter.routing.resolver import MAX_DEPTH, resolve
+from aliasmilter.routing.lookup import Lookup
+from aliasmilter.routing.resolver import resolve
 from aliasmilter.routing.rules import (
     CATCH_ALL,
     Action,
@@ -41,8 +41,6 @@ _MAX_WIDTH = 100
 
 Place = Callable[[str, str], str]
 """Names the rule of a domain and field, for a finding."""
-
-Owner = tuple[str, str]
 
 
 def validate(
@@ -72,7 +70,9 @@ def validate(
             yield from checker.rule(change.domain, change.name, change.after)
         if not number % 1000:
             progress(1000)
-    yield from _dependants(snapshot, changes, checker)
+    before = Before(snapshot, changes)
+    for domain, name in _dependants(snapshot, changes):
+        yield from checker.broken(domain, name, before.lookup)
 
 
 def mistake(address: Address, lookup: Lookup, policy: Policy, today: date) -> str:
@@ -224,108 +224,7 @@ class _Prover:
             return False
 
 
-def _dependants(
-    snapshot: Snapshot, changes: Sequence[Change], checker: _Checker
-) -> Iterator[Finding]:
-    """The unchanged rules that lead to a changed one, when that has broken them."""
-    changed = {(c.domain, c.name) for c in changes if not c.is_setting}
-    if sum(len(rules) for rules in snapshot.rules.values()) <= sum(
-        c.after is not None for c in changes if not c.is_setting
-    ):
-        return  # there are none
-    before = _Before(snapshot, changes)
-    for domain, name in _leading_to(snapshot, changes, changed):
-        yield from checker.broken(domain, name, before.lookup)
-
-
-def _leading_to(
-    snapshot: Snapshot, changes: Iterable[Change], changed: set[Owner]
-) -> Iterator[Owner]:
-    """The rules that are not among the changed, but lead to one of them."""
-    referrers, second = _Referrers(snapshot, changed), defaultdict[str, list[str]](list)
-    for domain, fields in snapshot.settings.items():
-        if alias_of := fields.get(b"alias_of"):
-            second[alias_of.decode("utf-8", "replace")].append(domain)
-    seen: set[Owner] = set()
-    frontier = [(c.domain, CATCH_ALL if c.is_setting else c.name) for c in changes]
-    for _ in range(MAX_DEPTH):
-        following = []
-        for domain, name in frontier:
-            # Another domain of the same addresses leads here as well.
-            for each in (domain, *second.get(domain, ())):
-                following += [owner for owner in referrers.of(each, name) if owner not in seen]
-                seen.update(following)
-        frontier = list(dict.fromkeys(following))
-        yield from (owner for owner in frontier if owner not in changed)
-
-
-class _Referrers:
-    """Which rules name an address in one of the domains here."""
-
-    def __init__(self, snapshot: Snapshot, changed: set[Owner]) -> None:
-        self._by_address: dict[Owner, list[Owner]] = defaultdict(list)
-        self._by_domain: dict[str, list[Owner]] = defaultdict(list)
-        self._snapshot = snapshot
-        for domain, rules in snapshot.rules.items():
-            for name, raw in rules.items():
-                if b"@" in raw and (domain, name) not in changed:
-                    self._note((domain, name), raw)
-
-    def of(self, domain: str, name: str) -> list[Owner]:
-        """The rules that name an address; with `*`, an address in its domain."""
-        if name == CATCH_ALL:
-            return self._by_domain.get(domain, [])
-        return self._by_address.get((domain, name), [])
-
-    def _note(self, owner: Owner, raw: bytes) -> None:
-        try:
-            targets = parse_rule(raw).targets
-        except RuleError:
-            return
-        for target in targets:
-            if target.domain not in self._snapshot.settings:
-                continue
-            self._by_domain[target.domain].append(owner)
-            local = owner[1] if isinstance(target, SameLocalPart) else local_key(target.local)
-            for name in fields_for(local):
-                if name != CATCH_ALL and (target.domain, name) != owner:
-                    self._by_address[target.domain, name].append(owner)
-
-
-class _Before:
-    """What the store says now: the snapshot with the changes undone."""
-
-    def __init__(self, snapshot: Snapshot, changes: Iterable[Change]) -> None:
-        self._snapshot = snapshot
-        self._rules: dict[Owner, bytes | None] = {}
-        self._settings: dict[str, dict[bytes, bytes]] = {}
-        for change in changes:
-            if change.is_setting:
-                self._undo_setting(change)
-            else:
-                self._rules[change.domain, change.name] = change.before
-
-    def lookup(self, addresses: Sequence[Address]) -> list[Answer]:
-        """Answer as the store itself would now."""
-        return [self._answer(address) for address in addresses]
-
-    def _answer(self, address: Address) -> Answer:
-        answer = self._snapshot.lookup([address])[0]
-        if isinstance(answer, Unreadable):
-            return answer
-        domain = address.domain
-        settings = self._settings.get(domain, self._snapshot.settings.get(domain))
-        if not settings:
-            return Absent()
-        now = self._snapshot.rules.get(domain, {})
-        fields = {f: self._rules.get((domain, f), now.get(f)) for f in fields_for(address.local)}
-        return Found(settings, {f: raw for f, raw in fields.items() if raw is not None})
-
-    def _undo_setting(self, change: Change) -> None:
-        fields = self._settings.setdefault(
-            change.domain, dict(self._snapshot.settings.get(change.domain, {}))
-        )
-        name = change.name.encode()
-        fields.pop(name, None)
-        if change.before is not None:
-            fields[name] = change.before
+def _dependants(snapshot: Snapshot, changes: Sequence[Change]) -> Iterator[Owner]:
+    written = sum(change.after is not None for change in changes if not change.is_setting)
+    if written < sum(len(rules) for rules in snapshot.rules.values()):
+        yield from leading_to(snapshot, changes)
