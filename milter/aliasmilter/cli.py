@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from aliasmilter import __version__, cli_rules
+from aliasmilter import __version__, cli_quarantine, cli_rules
 from aliasmilter.admin import arc as admin_arc
 from aliasmilter.admin import check as admin_check
 from aliasmilter.admin import keygen as admin_keygen
@@ -121,6 +121,7 @@ def keygen(path: Path, domain: str, selector: str) -> None:
 
 
 cli_rules.add_to(commands)
+cli_quarantine.add_to(commands)
 
 
 def _ip(text: str) -> str:

@@ -11,6 +11,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
+QUARANTINE_HEADER = "X-Alias-Milter-Quarantine"
+"""What a quarantined copy says about itself: recipient, rule, reason."""
+
 _LINE_END = re.compile(rb"\r?\n")
 # RFC 5322, 2.2: printable US-ASCII except the colon; white space before the colon is obsolete
 # syntax (4.5.8), but MTAs take it for a header field.

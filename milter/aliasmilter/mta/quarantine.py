@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Sequence
 
 from aliasmilter.mail.address import Address
-from aliasmilter.mail.message import HeaderField
+from aliasmilter.mail.message import QUARANTINE_HEADER, HeaderField
 from aliasmilter.routing.plan import Recipient
 
-HEADER = "X-Alias-Milter-Quarantine"
+HEADER = QUARANTINE_HEADER
 
 
 def notes(recipients: Sequence[Recipient], visible: Sequence[HeaderField]) -> list[str]:

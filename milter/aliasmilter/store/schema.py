@@ -9,6 +9,9 @@ STAGED_PREFIX = "staged:"
 AUDIT_KEY = "audit"
 """The stream of changes that our commands made."""
 
+QUARANTINED_KEY = "quarantined"
+"""The hash domain -> how many of its catch-all hits were kept away from inboxes."""
+
 
 def domain_key(domain: str) -> str:
     """The hash with the settings of a domain; the domain is managed iff it exists."""
