@@ -77,6 +77,10 @@ def _host_port(text: str) -> str:
     return text
 
 
+def _optional_host_port(text: str) -> str:
+    return _host_port(text) if text else text
+
+
 def _nameserver(text: str) -> str:
     host, _, port = text.rpartition(":") if text.count(":") == 1 else (text, "", "53")
     if not re.fullmatch(r"[0-9a-fA-F.:]+", host) or not port.isdecimal():
@@ -229,6 +233,18 @@ class LimitsSection(_Section):
     srs_client_per_hour: NotNegative = 500
 
 
+class MetricsSection(_Section):
+    """Where monitoring asks; nothing is counted when `listen` is empty."""
+
+    listen: Annotated[str, AfterValidator(_optional_host_port)] = ""
+
+    @property
+    def endpoint(self) -> str:
+        """The same in the form of the other sockets: inet:PORT@ADDRESS."""
+        host, _, port = self.listen.rpartition(":")
+        return f"{'inet6' if ':' in host else 'inet'}:{port}@{host}"
+
+
 class LogSection(_Section):
     """How the log is written."""
 
@@ -250,6 +266,7 @@ class Config(_Section):
     quarantine: QuarantineSection = QuarantineSection()
     socketmap: SocketmapSection = SocketmapSection()
     limits: LimitsSection = LimitsSection()
+    metrics: MetricsSection = MetricsSection()
     log: LogSection = LogSection()
 
     @property

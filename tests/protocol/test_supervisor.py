@@ -215,7 +215,7 @@ def test_the_workers_end_when_the_supervisor_is_killed_and_a_new_one_takes_over(
 def test_a_stale_socket_is_replaced(start: Start) -> None:
     daemon = start()
     daemon.kill()
-    stale = (daemon.folder / "milter.sock").stat().st_ctime_ns
+    stale = (daemon.folder / "milter.sock").stat().st_ctime_ns  # an inode number may come again
     daemon.start()
     assert (daemon.folder / "milter.sock").stat().st_ctime_ns != stale
     with Mta(daemon.socket) as mta:
@@ -291,17 +291,90 @@ def test_the_socket_has_the_mode_and_the_group_of_the_configuration(
     assert status.st_gid == number
 
 
-def test_the_service_manager_is_told_of_start_reload_and_stop(
-    redis: RedisServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+@pytest.fixture
+def manager(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[socket.socket]:
+    """The service manager's side of sd_notify."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.settimeout(15)
         manager.bind(str(tmp_path / "notify"))
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
-        with Daemon(redis.url, {"milter": {"workers": 1}}) as daemon:
-            assert manager.recv(100) == b"READY=1"
-            daemon.reload()
-            assert manager.recv(100).startswith(b"RELOADING=1\nMONOTONIC_USEC=")
-            assert manager.recv(100) == b"READY=1"
-            daemon.signal(signal.SIGTERM)
-            assert manager.recv(100) == b"STOPPING=1"
+        yield manager
+
+
+def told(manager: socket.socket, *kinds: bytes) -> bytes:
+    """The next message of one of these kinds, READY= and so on; others are passed over."""
+    while True:
+        message = manager.recv(1000)
+        if message.startswith(kinds):
+            return message
+
+
+STATES = (b"READY=", b"RELOADING=", b"STOPPING=")
+
+
+def test_the_service_manager_is_told_of_start_reload_and_stop(
+    redis: RedisServer, manager: socket.socket
+) -> None:
+    with Daemon(redis.url, {"milter": {"workers": 1}}) as daemon:
+        assert told(manager, *STATES) == b"READY=1"
+        daemon.reload()
+        assert told(manager, *STATES).startswith(b"RELOADING=1\nMONOTONIC_USEC=")
+        assert told(manager, *STATES) == b"READY=1"
+        daemon.signal(signal.SIGTERM)
+        assert told(manager, *STATES) == b"STOPPING=1"
+
+
+def test_the_service_manager_shows_how_many_serve_and_what_was_not_reloaded(
+    redis: RedisServer, manager: socket.socket
+) -> None:
+    with Daemon(redis.url, {"milter": {"workers": 2}}) as daemon:
+        assert told(manager, b"STATUS=") == b"STATUS=2 of 2 processes serve"
+        good = daemon.config_file.read_text()
+        daemon.config_file.write_text(f"{good}\n[milters]\n")
+        daemon.reload()
+        status = told(manager, b"STATUS=").decode()
+        assert status.startswith("STATUS=2 of 2 processes serve; not reloaded: ")
+        assert "[milters]: no such section" in status
+        daemon.config_file.write_text(good)
+        daemon.reload()
+        assert told(manager, b"STATUS=") == b"STATUS=2 of 2 processes serve"
+
+
+def test_the_watchdog_is_fed_while_the_supervisor_runs_and_a_worker_lives(
+    redis: RedisServer, manager: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WATCHDOG_USEC", "2000000")
+    monkeypatch.delenv("WATCHDOG_PID", raising=False)
+    with Daemon(redis.url, {"milter": {"workers": 1}}) as daemon:
+        for _ in range(3):
+            assert told(manager, b"WATCHDOG=") == b"WATCHDOG=1"
+        with paused(daemon.pid):
+            manager.settimeout(3)
+            # What was under way when it stopped may still be there: one, and then no more.
+            with pytest.raises(TimeoutError):
+                for _ in range(2):
+                    told(manager, b"WATCHDOG=")
+        manager.settimeout(15)
+        assert told(manager, b"WATCHDOG=") == b"WATCHDOG=1"
+
+
+def test_a_watchdog_that_is_meant_for_another_process_is_not_fed(
+    redis: RedisServer, manager: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WATCHDOG_USEC", "2000000")
+    monkeypatch.setenv("WATCHDOG_PID", str(os.getpid()))
+    with Daemon(redis.url, {"milter": {"workers": 1}}) as daemon:
+        told(manager, b"STATUS=")
+        manager.settimeout(3)
+        with pytest.raises(TimeoutError):
+            told(manager, b"WATCHDOG=")
+        assert daemon.running
+
+
+def test_a_service_manager_that_does_not_listen_is_no_trouble(
+    redis: RedisServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "nobody"))
+    load_rules(redis)
+    with Daemon(redis.url) as daemon, Mta(daemon.socket) as mta:
+        assert added(mta) == ADDED

@@ -28,6 +28,8 @@ from dns.rdtypes.ANY.MX import MX
 from dns.rdtypes.ANY.PTR import PTR
 from dns.rdtypes.ANY.TXT import TXT
 
+from aliasmilter import metrics
+
 Clock = Callable[[], float]
 
 PORT = 53
@@ -188,11 +190,17 @@ class Resolver:
         key = (name.rstrip(".").lower(), rdtype)
         answer = self.cache.get(key)
         if answer is not None:
+            metrics.dns_lookups.inc("cached")
             return answer
         qname = _dns_name(key[0])
         if qname is None:
             return Answer((), exists=False)
-        answer, ttl = _read(self._exchange(qname, rdtype, deadline), rdtype)
+        try:
+            answer, ttl = _read(self._exchange(qname, rdtype, deadline), rdtype)
+        except UnavailableError:
+            metrics.dns_lookups.inc("failed")
+            raise
+        metrics.dns_lookups.inc("answered")
         answer = replace(answer, expires=self.clock() + ttl)
         self.cache.put(key, answer, ttl)
         return answer

@@ -12,6 +12,7 @@ import base64
 import hmac
 import re
 from collections.abc import Callable, Sequence
+from enum import StrEnum
 
 from SRS.Guarded import Guarded
 
@@ -40,8 +41,22 @@ class SRSError(Exception):
         self.reason = reason
 
 
+class Unchanged(StrEnum):
+    """Why mail leaves with its original sender."""
+
+    NULL = "null-sender"
+    MALFORMED = "malformed"
+    OWN = "own"  # it is in our SRS domain already
+    NO_DOMAIN = "no-domain"
+    TOO_LONG = "too-long"
+
+
 class CannotRewrite(Exception):  # noqa: N818  # an outcome with a documented fall-back
-    """No SRS sender can be made of this one; the message says why."""
+    """No SRS sender can be made of this one; the message and `cause` say why."""
+
+    def __init__(self, cause: Unchanged, problem: str) -> None:
+        super().__init__(problem)
+        self.cause = cause
 
 
 class Rewriter:
@@ -74,13 +89,14 @@ class Rewriter:
                 Cut short it could not be undone, so the caller keeps the original sender.
         """
         if not sender.domain:
-            raise CannotRewrite("the sender has no domain")
+            raise CannotRewrite(Unchanged.NO_DOMAIN, "the sender has no domain")
         if sender.domain == domain:
             return sender
         local = self._scheme.compile(sender.domain, sender.local)
         octets = len(local.encode())
         if octets > MAX_LOCAL_OCTETS:
-            raise CannotRewrite(f"SRS local part of {octets} octets, at most {MAX_LOCAL_OCTETS}")
+            problem = f"SRS local part of {octets} octets, at most {MAX_LOCAL_OCTETS}"
+            raise CannotRewrite(Unchanged.TOO_LONG, problem)
         return Address(local, domain)
 
     def reverse(self, address: Address) -> Address:

@@ -11,11 +11,11 @@ from aliasmilter.forwarding.arc import Sealed
 from aliasmilter.forwarding.authserv import NAME as RESULTS_HEADER
 from aliasmilter.forwarding.authserv import forged_results
 from aliasmilter.forwarding.results import Results
-from aliasmilter.forwarding.srs import CannotRewrite
+from aliasmilter.forwarding.srs import CannotRewrite, Unchanged
 from aliasmilter.forwarding.trace import HEADER as TRACE_HEADER
 from aliasmilter.mail.message import HeaderField, Message
 from aliasmilter.mail.replies import REPLIES, Reason
-from aliasmilter.mta import quarantine
+from aliasmilter.mta import measures, quarantine
 from aliasmilter.mta.reinject import Copy, ReinjectError, Reinjector, identity_of
 from aliasmilter.mta.service import Service
 from aliasmilter.mta.transaction import (
@@ -57,6 +57,7 @@ class Completion:
         split = self.service.reinjector is not None
         envelopes = (partition if split else merge)(self.mail.recipients)
         if not envelopes:
+            measures.accepted("discarded")
             self._log("discarded")
             return Verdict(discard=True)
         leaving = any(envelope.handling.leaves for envelope in envelopes)
@@ -78,6 +79,7 @@ class Completion:
             try:
                 self._submit(self.service.reinjector, others, message, results)
             except ReinjectError as error:
+                measures.reinjections.inc("failed")
                 self.mail.notes["problem"] = f"[reinject] server: {error}"
                 return self._refused(Reason.REINJECT_FAILED)
         edits = Edits(
@@ -87,7 +89,9 @@ class Completion:
             headers=tuple(self._headers(own, message, results)),
             quarantine=quarantine.hold_reason(self.mail.recipients) if own.handling.held else "",
         )
-        self._log("held" if edits.quarantine else "accepted")
+        outcome = "held" if edits.quarantine else "accepted"
+        measures.accepted(outcome)
+        self._log(outcome)
         return Verdict(edits=edits)
 
     def _loop(self, message: Message) -> Reason | None:
@@ -109,6 +113,7 @@ class Completion:
         results = outbound.examine(
             message, authentication.Client(client.ip, self.connection.helo), sender
         )
+        measures.examined(results)
         self.mail.notes.update(results.summary)
         return results
 
@@ -126,6 +131,7 @@ class Completion:
         try:
             for envelope in envelopes:
                 left = set(submission.left(d.address.path for d in envelope.deliveries))
+                measures.reinjections.inc("submitted" if left else "repeated")
                 if left:
                     wanted = tuple(d for d in envelope.deliveries if d.address.path in left)
                     copy = self._copy(replace(envelope, deliveries=wanted), message, results)
@@ -198,6 +204,7 @@ class Completion:
         sealed = outbound.seal(
             message.with_fields_on_top(above), results, handling.seal, self.connection.transport
         )
+        measures.sealed(sealed)
         if not isinstance(sealed, Sealed):
             self.mail.notes["unsealed"] = sealed.value
             return []
@@ -214,20 +221,28 @@ class Completion:
 
     def _srs_sender(self, handling: Handling) -> str | None:
         """None: the sender stays. The null reverse-path always does (RFC 5321 section 4.5.5)."""
-        if not handling.leaves or self.mail.sender is None:
+        if not handling.leaves:
+            return None
+        if self.mail.sender is None:
+            malformed = "sender_unchanged" in self.mail.notes
+            measures.sender(Unchanged.MALFORMED if malformed else Unchanged.NULL)
             return None
         domain = handling.srs_domain or self.service.srs_domain
         try:
             sender = self.service.decider.rewriter.forward(self.mail.sender, domain)
         except CannotRewrite as error:
+            measures.sender(error.cause)
             self.mail.notes["sender_unchanged"] = str(error)
             return None
         if sender == self.mail.sender:
+            measures.sender(Unchanged.OWN)
             return None
+        measures.sender(None)
         self.mail.notes["srs_sender"] = sender.path
         return sender.path
 
     def _refused(self, reason: Reason) -> Verdict:
+        measures.refused(reason)
         self._log("refused", reason=reason.value, reply=str(REPLIES[reason]))
         return Verdict(REPLIES[reason])
 

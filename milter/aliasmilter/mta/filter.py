@@ -14,6 +14,7 @@ import structlog
 
 from aliasmilter import log
 from aliasmilter.mail.replies import REPLIES, Reason, Reply
+from aliasmilter.mta import measures
 from aliasmilter.mta.activity import Activity
 from aliasmilter.mta.service import Service
 from aliasmilter.mta.session import Session
@@ -109,6 +110,7 @@ class Filter:
     def envrcpt(self, argument: bytes, *parameters: bytes) -> int:
         """RCPT: the one question that most sessions are about."""
         if self._turned_away:
+            measures.recipient(self._turned_away)
             return self._refuse(REPLIES[self._turned_away])
         reply = self._session.rcpt(argument, parameters, self._macro("i"))
         return self._refuse(reply) if reply else int(Milter.CONTINUE)
@@ -146,6 +148,7 @@ class Filter:
         """The session is over, however it ended."""
         self._transaction(begins=False)
         self.activity.count(sessions=-1)
+        self._session.closed()
 
     def failed(self, where: str, error: Exception) -> int:
         """Log the exception; nothing may be accepted on what is left."""
@@ -156,6 +159,7 @@ class Filter:
             reason=Reason.INTERNAL_ERROR.value,
             exc_info=error,
         )
+        measures.failed(where)
         self._session.broke(for_good=where == "connect")
         if where in ("envrcpt", "eom"):
             return self._refuse(REPLIES[Reason.INTERNAL_ERROR])

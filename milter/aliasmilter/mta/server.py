@@ -8,9 +8,9 @@ connections, lets those it has come to their end (LEAVE), or at least the messag
 in (FINISH), and ends; after `[milter] drain` seconds in any case.
 """
 
+import itertools
 import os
 import signal
-import socket
 import threading
 import time
 from collections import Counter
@@ -21,13 +21,14 @@ from pathlib import Path
 
 import Milter
 
-from aliasmilter import log
+from aliasmilter import log, metrics
 from aliasmilter.config import Config, ConfigError
-from aliasmilter.mta import socketmap
+from aliasmilter.mta import monitor, socketmap
 from aliasmilter.mta.activity import Activity
 from aliasmilter.mta.assembly import Loaded, load, make_decider, make_service
 from aliasmilter.mta.filter import register
 from aliasmilter.mta.listener import BACKLOG, Listener
+from aliasmilter.mta.manager import Status, Watchdog, notify
 from aliasmilter.store.redis import AliasStore
 
 KILL_AFTER = 10.0  # seconds that a worker may take beyond [milter] drain to end
@@ -38,7 +39,9 @@ COMMAND_TIMEOUT = 10  # seconds
 SETTLE = 0.25  # seconds for an answer to be sent, and for a new connection to be negotiated
 
 LEAVE, FINISH = signal.SIGUSR1, signal.SIGUSR2
-_SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD}
+_ENDS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, LEAVE, FINISH}
+_heartbeat = monitor.Heartbeat()  # of the supervisor; its children inherit the memory
+_SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, signal.SIGALRM}
 
 
 class Role(Enum):
@@ -46,6 +49,7 @@ class Role(Enum):
 
     MILTER = "milter"
     SOCKETMAP = "socketmap"
+    METRICS = "metrics"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +69,10 @@ def run(path: Path) -> int:
     """
     loaded = load(path)
     log.set_up(loaded.config.log.format, loaded.config.log.level)
-    return Supervisor(path, loaded, open_listeners(loaded.config)).run()
+    listeners = open_listeners(loaded.config)
+    if Role.METRICS in listeners:
+        metrics.start()
+    return Supervisor(path, loaded, listeners).run()
 
 
 def open_listeners(config: Config) -> dict[Role, Listener]:
@@ -77,6 +84,8 @@ def open_listeners(config: Config) -> dict[Role, Listener]:
     listeners = {Role.MILTER: Listener(config.milter.socket, config.milter)}
     if config.socketmap.listen:
         listeners[Role.SOCKETMAP] = Listener(config.socketmap.listen, config.milter)
+    if config.metrics.listen:
+        listeners[Role.METRICS] = Listener(config.metrics.endpoint, config.milter)
     return listeners
 
 
@@ -98,6 +107,10 @@ class Supervisor:
     _leaving: dict[int, Worker] = field(default_factory=dict)
     _respawn_at: float = 0.0
     _lifeline: tuple[int, int] = field(default_factory=os.pipe)
+    _slots: dict[int, int] = field(default_factory=dict)  # by pid; see metrics.py
+    _watchdog: Watchdog = field(default_factory=Watchdog)
+    _status: Status = field(default_factory=Status)
+    _problem: str = ""  # with the configuration on the disk
 
     def run(self) -> int:
         """Serve until told to stop; the exit status."""
@@ -105,28 +118,31 @@ class Supervisor:
         signal.pthread_sigmask(signal.SIG_BLOCK, {*_SIGNALS, LEAVE, FINISH})
         logger = log.get()
         self._fill()
-        _notify("READY=1")
+        notify("READY=1")
+        self._report()
         sockets = [listener.name for listener in self.listeners.values()]
         logger.info("ready", sockets=sockets, workers=len(self.workers), pid=os.getpid())
         while True:
-            received = signal.sigtimedwait(_SIGNALS, 0.5)
-            if received and received.si_signo in (signal.SIGTERM, signal.SIGINT):
+            received = _next_signal(0.5)
+            if received in (signal.SIGTERM, signal.SIGINT):
                 break
-            if received and received.si_signo == signal.SIGHUP:
+            if received == signal.SIGHUP:
                 self._reload()
             self._reap()
             self._fill()
-        _notify("STOPPING=1")
+            self._report()
+        notify("STOPPING=1")
         logger.info("stopping", workers=len(self.workers))
         self._stop()
         for listener in self.listeners.values():
             listener.close()
+        metrics.stop()
         logger.info("stopped")
         return 0
 
     def _missing(self) -> list[Role]:
         milters = self.loaded.config.milter.workers or os.cpu_count() or 1
-        wanted = {Role.MILTER: milters, Role.SOCKETMAP: 1}
+        wanted = {Role.MILTER: milters, Role.SOCKETMAP: 1, Role.METRICS: 1}
         running = Counter(worker.role for worker in self.workers.values())
         return [role for role in self.listeners for _ in range(wanted[role] - running[role])]
 
@@ -135,15 +151,31 @@ class Supervisor:
         if time.monotonic() < self._respawn_at:
             return
         for role in self._missing():
+            slot = next(n for n in itertools.count() if n not in self._slots.values())
+            metrics.workers_started.inc(role.value)
             pid = os.fork()
             if pid == 0:
-                self._work(role)
+                self._work(role, slot)
             self.workers[pid] = Worker(role, time.monotonic())
+            self._slots[pid] = slot
 
-    def _work(self, role: Role) -> None:
+    def _report(self) -> None:
+        """Say how we are: to the service manager, and to monitoring."""
+        _heartbeat.beat()
+        serving = Counter(worker.role for worker in self.workers.values())
+        for role in Role:
+            metrics.workers.set(serving[role], role.value)
+        if serving[Role.MILTER]:
+            self._watchdog.ping()
+        missing = len(self._missing())
+        status = f"{len(self.workers)} of {len(self.workers) + missing} processes serve"
+        self._status.tell(f"{status}; not reloaded: {self._problem}" if self._problem else status)
+
+    def _work(self, role: Role, slot: int) -> None:
         """In the child: never returns."""
         try:
             os.close(self._lifeline[1])
+            metrics.enter(slot)
             _WORK[role](self.loaded, self.listeners[role], self._lifeline[0])
         except BaseException:  # noqa: BLE001  # the child must not run on in the supervisor's code
             log.get().exception("worker failed", pid=os.getpid())
@@ -153,29 +185,33 @@ class Supervisor:
     def _reap(self) -> None:
         """Take note of workers that have ended."""
         for pid, status in _ended():
+            metrics.leave(self._slots.pop(pid, -1))
             worker = self.workers.pop(pid, None)
             if worker is None:
                 self._leaving.pop(pid, None)
                 continue
             log.get().error("worker died", pid=pid, status=os.waitstatus_to_exitcode(status))
+            metrics.workers_died.inc(worker.role.value)
             if time.monotonic() - worker.born < RESPAWN_DELAY:
                 self._respawn_at = time.monotonic() + RESPAWN_DELAY
 
     def _reload(self) -> None:
         """Take a new configuration: all of it, or, when anything is wrong, nothing."""
-        _notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
         problems: tuple[str, ...] = ()
         try:
             self._take_over(load(self.path))
         except ConfigError as error:
             problems = error.problems
+        self._problem = problems[0] if problems else ""
         for problem in problems:
             log.get().error("not reloaded", problem=problem)
-        _notify("READY=1")
+        notify("READY=1")
 
     def _take_over(self, loaded: Loaded) -> None:
         old, new = self.loaded.config, loaded.config
-        if (old.milter.socket, old.socketmap) != (new.milter.socket, new.socketmap):
+        sockets = [(each.milter.socket, each.socketmap, each.metrics) for each in (old, new)]
+        if sockets[0] != sockets[1]:
             log.get().warning("a new socket needs a restart")
         self.loaded = loaded
         log.set_up(loaded.config.log.format, loaded.config.log.level)
@@ -247,7 +283,8 @@ def _leave(activity: Activity, listener: Listener, drain: float) -> None:
     quiet = 0
     while quiet < 2 and time.monotonic() < deadline:
         again = signal.sigtimedwait({LEAVE, FINISH}, SETTLE)
-        told = again.si_signo if again else told
+        # Only what was sent: see _next_signal.
+        told = FINISH if again and again.si_signo == FINISH else told
         busy = activity.transactions if told == FINISH else activity.sessions
         quiet = 0 if busy else quiet + 1
     if activity.transactions:
@@ -265,14 +302,37 @@ def serve_maps(loaded: Loaded, listener: Listener, lifeline: int) -> None:
     maps = socketmap.Maps(make_decider(loaded, store.lookup_now))
     server = socketmap.Server(listener.socket, maps)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    signal.sigwait({signal.SIGTERM, signal.SIGINT, signal.SIGHUP, LEAVE, FINISH})
+    signal.sigwait(_ENDS)
+    server.shutdown()
+
+
+def serve_metrics(loaded: Loaded, listener: Listener, lifeline: int) -> None:
+    """Be the process that monitoring asks, until told to leave."""
+    _watch(lifeline)
+    config = loaded.config
+    store = AliasStore(config.store.url, config.store.timeout)
+    pages = monitor.Monitor(_heartbeat, config.milter.socket, store.ping)
+    server = monitor.Server(listener.socket, pages)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    signal.sigwait(_ENDS)
     server.shutdown()
 
 
 _WORK: dict[Role, Callable[[Loaded, Listener, int], None]] = {
     Role.MILTER: serve_milter,
     Role.SOCKETMAP: serve_maps,
+    Role.METRICS: serve_metrics,
 }
+
+
+def _next_signal(seconds: float) -> int:
+    """The next signal; SIGALRM when none came for so long.
+
+    Not sigtimedwait: when SIGSTOP and SIGCONT interrupt it past its time, Python returns a signal
+    out of memory that nobody has written to, and that may well be SIGTERM.
+    """
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    return signal.sigwait(_SIGNALS)
 
 
 def _watch(lifeline: int) -> None:
@@ -283,13 +343,3 @@ def _watch(lifeline: int) -> None:
 def _end_with_supervisor(lifeline: int) -> None:
     os.read(lifeline, 1)  # returns when the supervisor's end is closed, however it ended
     os.kill(os.getpid(), FINISH)
-
-
-def _notify(state: str) -> None:
-    """Tell systemd (sd_notify(3)); nothing happens under another service manager."""
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if not address:
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as notify:
-        notify.connect("\0" + address[1:] if address.startswith("@") else address)
-        notify.sendall(state.encode())

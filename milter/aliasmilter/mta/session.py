@@ -13,6 +13,7 @@ from aliasmilter.forwarding.arc import POSTFIX, Transport
 from aliasmilter.mail.address import Address, AddressError, parse_path
 from aliasmilter.mail.message import HeaderField
 from aliasmilter.mail.replies import REPLIES, Reason, Reply
+from aliasmilter.mta import measures
 from aliasmilter.mta.completion import Completion
 from aliasmilter.mta.reinject import mail_parameters
 from aliasmilter.mta.service import Service
@@ -49,12 +50,22 @@ class Session:
     def __init__(self, service: Service) -> None:
         self._service = service
         self._connection = Connection()
+        self._is_open = False
         self._broken = False
         self._mail = Transaction()
 
     def connected(self, client: Client, transport: Transport = POSTFIX) -> None:
         """A client has connected to the MTA, which handles messages in its own way."""
         self._connection = Connection(client, transport=transport)
+        self._is_open = True
+        measures.sessions.inc()
+        measures.open_sessions.inc()
+
+    def closed(self) -> None:
+        """The client has gone."""
+        if self._is_open:
+            self._is_open = False
+            measures.open_sessions.dec()
 
     def helo(self, name: str) -> None:
         """HELO or EHLO: the name the client gives itself."""
@@ -72,6 +83,7 @@ class Session:
         except AddressError as error:
             mail.notes["sender_unchanged"] = str(error)
 
+    @measures.rcpt_seconds.timed
     def rcpt(
         self, argument: bytes, parameters: Sequence[bytes], queue_id: str = ""
     ) -> Reply | None:
@@ -81,6 +93,7 @@ class Session:
         if reply is not None and self._connection.client.is_local_submission:
             decision = self._left_to_the_mta(decision)
             reply = decision.reply
+        measures.recipient(decision.reason)
         text = argument.decode("utf-8", "replace")
         if reply is not None:
             self._log_refusal(text, decision, reply, queue_id)
@@ -121,12 +134,15 @@ class Session:
         """The transaction is over without a message."""
         self._mail = Transaction()
 
+    @measures.message_seconds.timed
     def end_of_message(self, queue_id: str) -> Verdict:
         """The final dot: what is to be done with the message."""
         mail = self._mail
         if self._broken or mail.broken:
+            measures.refused(Reason.INTERNAL_ERROR)
             return Verdict(REPLIES[Reason.INTERNAL_ERROR])
         if mail.deferred:
+            measures.refused(Reason.DEFERRED)
             return Verdict(mail.deferred)
         completion = Completion(self._service, self._connection, mail, queue_id)
         return completion.verdict()

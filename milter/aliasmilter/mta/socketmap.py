@@ -11,7 +11,7 @@ import socketserver
 from collections.abc import Callable
 from typing import BinaryIO
 
-from aliasmilter import log
+from aliasmilter import log, metrics
 from aliasmilter.forwarding.decider import Decider
 from aliasmilter.forwarding.srs import SRSError, looks_like_srs
 from aliasmilter.mail.address import (
@@ -68,6 +68,7 @@ class Maps:
             log.get().error("map lookup failed", map=name, key=key, problem=str(error))
             return f"TEMP {error}"
         except Exception:  # noqa: BLE001  # a bug must not look like "not found"
+            metrics.exceptions.inc("socketmap")
             log.get().exception("exception", map=name, key=key, reason=Reason.INTERNAL_ERROR.value)
             return "TEMP internal error"
         if answer is not None and len(answer.encode()) > MAX_REPLY:
@@ -169,6 +170,7 @@ class Server(socketserver.ThreadingMixIn, socketserver.BaseServer):
 
     def handle_error(self, request: object, client_address: object) -> None:  # noqa: ARG002
         """A connection that breaks is the MTA's business; a bug is ours."""
+        metrics.exceptions.inc("socketmap")
         log.get().exception("exception", where="socketmap")
 
 

@@ -19,6 +19,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import InvalidResponse, RedisError, ResponseError
 
+from aliasmilter import metrics
 from aliasmilter.mail.address import Address
 from aliasmilter.routing.lookup import (
     Absent,
@@ -158,8 +159,10 @@ class AliasStore:
             return future.result(self._timeout + _GRACE)
         except TimeoutError:
             future.cancel()
+            metrics.store_errors.inc("timeout")
             raise Unavailable(f"Redis: no answer within {self._timeout:g} s") from None
         except (RedisError, OSError, CancelledError) as error:
+            metrics.store_errors.inc("error")
             raise Unavailable(f"Redis: {error}") from error
 
     async def _within_deadline(self, work: Any) -> Any:  # noqa: ANN401
