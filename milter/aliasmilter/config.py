@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -102,12 +102,32 @@ def _optional_endpoint(text: str) -> str:
 
 
 def _store_url(text: str) -> str:
+    try:
+        _check_store_url(text)
+    except ValueError as error:
+        # What stands in a wrong place may be a part of the password, and the message show it.
+        secret = re.split("[:/?#@]", text.partition("://")[2].rpartition("@")[0])
+        if any(part and part in str(error) for part in secret):
+            raise ValueError("not a URL: in a password write %2F for /, %40 for @") from None
+        raise
+    return text
+
+
+def _check_store_url(text: str) -> None:
     parts = urlsplit(text)
-    if parts.scheme not in ("redis", "rediss", "unix"):
+    if not text.startswith(("redis://", "rediss://", "unix://")):
         raise ValueError("not a URL that begins with redis://, rediss:// or unix://")
     if parts.scheme == "unix" and not parts.path:
         raise ValueError("no path in it")
-    return text
+    if parts.fragment or (parts.port is not None and not parts.hostname):
+        raise ValueError("a # in it, or no host before the port")
+    if parts.scheme != "unix" and not re.fullmatch(r"/?[0-9]*", parts.path):
+        raise ValueError("the database is no number")
+    options = dict(parse_qsl(parts.query, strict_parsing=bool(parts.query)))
+    if not re.fullmatch("[0-9]*", options.pop("db", "")):
+        raise ValueError("the database is no number")
+    if any(not name.startswith("ssl_") for name in options):
+        raise ValueError("an option that is not known")
 
 
 Domain = Annotated[str, AfterValidator(_domain)]
