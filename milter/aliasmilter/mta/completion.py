@@ -131,11 +131,11 @@ class Completion:
         try:
             for envelope in envelopes:
                 left = set(submission.left(d.address.path for d in envelope.deliveries))
-                measures.reinjections.inc("submitted" if left else "repeated")
                 if left:
                     wanted = tuple(d for d in envelope.deliveries if d.address.path in left)
                     copy = self._copy(replace(envelope, deliveries=wanted), message, results)
                     submission.submit(copy)
+                measures.reinjections.inc("submitted" if left else "repeated")
         finally:
             # When it fails half-way, the log tells who got the message.
             self.mail.notes.update(submission.notes)
