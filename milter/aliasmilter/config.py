@@ -170,7 +170,7 @@ class MailSection(_Section):
 
 
 class ReinjectSection(_Section):
-    """A listener of the same MTA without this milter; `timeout` in seconds for each step."""
+    """A listener of the same MTA without this milter; `timeout` in seconds for all copies."""
 
     server: Annotated[str, AfterValidator(_host_port)] | None = None
     timeout: Seconds = 30.0

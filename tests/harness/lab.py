@@ -20,7 +20,8 @@ from tests.harness.world import World
 MtaName = Literal["postfix", "sendmail"]
 
 # Domains that the MTA takes mail for; those outside are bank.example, gmail.example, and so on.
-RELAY_DOMAINS = ("example.com", "example.net", "example.org", "old.example", "new.example")
+RELAY_DOMAINS = ("example.com", "example.net", "example.org", "old.example", "new.example",
+                 "second.example")  # fmt: skip
 
 
 class Lab:

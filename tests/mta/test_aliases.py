@@ -1,6 +1,8 @@
-"""Aliases through a real Postfix: who is accepted, who gets the mail, from which sender."""
+"""Aliases through a real MTA: who is accepted, who gets the mail, from which sender."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import pytest
 
@@ -15,6 +17,9 @@ RULES = (
     'HSET alias:example.com sales bob@example.com team "bob@example.com, carol@example.com"',
     'HSET alias:example.com gone "disabled Bob has left" slow defer no "reject 100% no, thanks"',
     "HSET alias:example.com drop discard broken nonsense a b@example.com b a@example.com",
+    'HSET alias:example.com hub "sales@example.com vendor=hub.example note=CRM trial"',
+    "HSET domain:second.example unknown reject",
+    "HSET alias:second.example office hub@example.com * @example.com",
 )
 
 
@@ -32,6 +37,9 @@ def ruled(lab: Lab) -> Lab:
         ("sales+fair@example.com", "bob+fair@example.com"),
         ("sales@old.example", "bob@example.com"),
         ("bob@example.com", "bob@example.com"),
+        ("hub+2027@example.com", "bob+2027@example.com"),  # a chain, with a vendor's subaddress
+        ("office@second.example", "bob@example.com"),
+        ("carol@second.example", "carol@example.com"),
     ],
 )
 def test_an_alias_reaches_its_mailbox_from_the_original_sender(
@@ -141,6 +149,29 @@ def test_too_many_received_fields_are_a_loop(ruled: Lab) -> None:
     outcome = ruled.send("alice@bank.example", "sales@example.com", content=message(headers=hops))
     assert outcome.data is not None
     assert outcome.data.code == 554
+
+
+def test_with_unknown_pass_an_address_without_a_rule_is_the_mtas_to_deliver(ruled: Lab) -> None:
+    ruled.rules("HSET domain:example.com unknown pass")
+    assert ruled.send("alice@bank.example", "nobody@example.com", "sales@example.com").accepted
+    ruled.settle()
+    got = {delivery.recipient for delivery in ruled.world.deliveries}
+    assert got == {"nobody@example.com", "bob@example.com"}
+
+
+def test_while_the_daemon_is_away_mail_waits_at_its_sender(make_lab: Callable[..., Lab]) -> None:
+    lab = make_lab()
+    lab.rules(*RULES)
+    with Client(lab.mta.port) as client:
+        client.command("MAIL FROM:<alice@bank.example>")
+        assert client.command("RCPT TO:<sales@example.com>").ok
+        lab.daemon.kill()
+        assert client.data(message()).code == 451
+    assert lab.send("alice@bank.example", "sales@example.com").mail.code == 451
+    assert lab.mta.queue() == []
+    lab.daemon.start()
+    assert lab.send("alice@bank.example", "sales@example.com").accepted
+    lab.world.wait_for("bob@example.com")
 
 
 def test_mail_for_other_peoples_domains_passes_untouched(lab: Lab) -> None:

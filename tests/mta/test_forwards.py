@@ -1,4 +1,4 @@
-"""Mail that leaves through a real Postfix, and the bounces that come back."""
+"""Mail that leaves through a real MTA, and the bounces that come back."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_a_bounce_from_outside_finds_its_way_back(ruled: Lab, change: type[str])
     assert bounce.sender == ""
 
 
-def test_a_bounce_that_postfix_makes_itself_finds_its_way_back(ruled: Lab) -> None:
+def test_a_bounce_that_the_mta_makes_itself_finds_its_way_back(ruled: Lab) -> None:
     ruled.world.refuse("550 5.1.1 no such user", recipient="me@gmail.example")
     assert ruled.send("alice@bank.example", "out@example.com").accepted
     (bounce,) = ruled.world.wait_for("alice@bank.example", timeout=20)

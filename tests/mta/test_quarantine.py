@@ -1,4 +1,4 @@
-"""Catch-all hits through a real Postfix: never in a real inbox."""
+"""Catch-all hits through a real MTA: never in a real inbox."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_only_the_hit_is_moved_and_a_bcc_is_not_betrayed(lab: Lab) -> None:
     assert b"hidden" not in mine.content
 
 
-def test_hold_puts_the_message_into_postfixs_hold_queue_and_releases_it_unchanged(
+def test_hold_puts_the_message_into_the_hold_queue_and_releases_it_unchanged(
     make_lab: Callable[..., Lab],
 ) -> None:
     lab = make_lab(HOLD)

@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 import pytest
+import structlog
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from aliasmilter.forwarding.decider import Decider
 from aliasmilter.forwarding.srs import Rewriter
@@ -49,6 +51,13 @@ SETTINGS = {
 }
 TEMP = "TEMP"
 NOTHING = "NOTFOUND "
+
+
+@pytest.fixture(autouse=True)
+def logged() -> Iterator[list[structlog.typing.EventDict]]:
+    """What is logged, kept here: another test may have set up a log that is closed by now."""
+    with capture_logs() as lines:
+        yield lines
 
 
 def maps(store: Store | None = None, *, hold: bool = False) -> Maps:
@@ -137,8 +146,12 @@ class Broken(Store):
         raise ZeroDivisionError
 
 
-def test_a_bug_is_a_temporary_error() -> None:
+def test_a_bug_is_a_temporary_error_with_a_traceback(
+    logged: list[structlog.typing.EventDict],
+) -> None:
     assert maps(Broken(RULES)).reply("aliases bob@example.com") == "TEMP internal error"
+    (line,) = logged
+    assert line["exc_info"]
 
 
 # Invariant: a netstring, None at the end, or ValueError; never any other error.
