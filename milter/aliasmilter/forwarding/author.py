@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from aliasmilter.forwarding.names import to_a_label
 from aliasmilter.mail.message import Message
 
-# Nearly all From fields: a name, quoted or not, and an address in angle brackets. What the functions
-# below would say, in one step.
+# Nearly all From fields: a name, quoted or not, and an address in angle brackets. What the
+# functions below would say, in one step.
 _ATOMS = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~.-]+"
 _COMMON = re.compile(rf'(?:[ \t]*"[^"\\]*"[ \t]*|[^"(),:;<>@\\]*)<({_ATOMS}@[A-Za-z0-9.-]+)>[ \t]*')
 

@@ -101,7 +101,7 @@ def handling_of(decision: Decision) -> Handling | None:
         return None
     whole = _handling(decision, decision.finals)
     # The header of a quarantined copy is no reason to part it from others in one transaction.
-    return replace(whole, quarantined=False)
+    return replace(whole, quarantined=False) if whole.quarantined else whole
 
 
 def merge(recipients: Sequence[Recipient]) -> tuple[Envelope, ...]:
@@ -112,7 +112,9 @@ def merge(recipients: Sequence[Recipient]) -> tuple[Envelope, ...]:
     # The strictest wins: SRS for all rather than a failed SPF for some.
     leaving = next((handling for handling, _ in placed if handling.leaves), placed[0][0])
     held = any(handling.held for handling, _ in placed)
-    handling = replace(leaving, held=held, quarantined=False)
+    handling = leaving
+    if (handling.held, handling.quarantined) != (held, False):
+        handling = replace(leaving, held=held, quarantined=False)
     return (Envelope(handling, tuple(delivery for _, delivery in placed)),)
 
 
