@@ -23,12 +23,13 @@ AS_ROOT = $(if $(filter 0,$(shell id -u))$(filter 1,$(ALIAS_MILTER_SKIP_MTA)),,s
 # What tells one Python from another; asked of $(PYTHON) and of the virtual environment.
 IDENTITY := import sys; print(sys.version_info[:2], sys.base_prefix)
 
-.PHONY: help setup python packages mta root lint test demo clean
+.PHONY: help setup python packages mta root lint test demo bench clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
-	@echo 'Settings: PYTHON=python3.12; test: ARGS="-k address", WORKERS=3; demo: MTA=sendmail, KEEP=1.'
+	@echo 'Settings: PYTHON=python3.12; test: ARGS="-k address", WORKERS=3; demo: MTA=sendmail, KEEP=1;'
+	@echo '          bench: QUICK=1, ONLY="forward rejects".'
 
 setup: $(READY) ## install what is missing: Debian packages, and the Python ones in .venv
 
@@ -43,6 +44,19 @@ test: root lint ## lint, then all the tests, real Postfix and Sendmail included 
 demo: mta setup root ## real mail through a real Postfix, or MTA=sendmail; KEEP=1 leaves it running
 	$(AS_ROOT) $(BIN)/python -m tests.demo --mta '$(MTA)' \
 	  $(if $(filter-out 0 no,$(KEEP)),--keep)
+
+bench: root $(VENV)/.bench build/load ## how fast it is, as ratios; on a machine that is idle
+	$(AS_ROOT) $(BIN)/python -m benchmarks \
+	  $(if $(filter-out 0 no,$(QUICK)),--quick) $(addprefix --only ,$(ONLY))
+
+build/load: benchmarks/load.c
+	@mkdir -p build
+	gcc -O2 -Wall -Wextra -Werror -pthread -o $@ $<
+
+$(VENV)/.bench: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --use-pep517 \
+	  --editable '.[bench]'
+	@touch $@
 
 clean: ## remove .venv, caches and build results
 	rm -rf $(VENV) build dist milter/*.egg-info

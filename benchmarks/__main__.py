@@ -1,6 +1,6 @@
 """`make bench`: measures all, prints a table, draws a picture.
 
-    python -m benchmarks [--quick] [--only NAME]...
+python -m benchmarks [--quick] [--only NAME]...
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ import tempfile
 import time
 from pathlib import Path
 
+from matplotlib.figure import Figure
 from rich.console import Console
 
 from benchmarks import scene
 from benchmarks.load import REPOSITORY
+from benchmarks.machine import cpu_count
 from benchmarks.measures import MEASURES, Bench, curve
 from benchmarks.table import Row, save, show
 from tests.harness.dns import DnsServer
@@ -31,7 +33,7 @@ def measure(bench: Bench, names: list[str], console: Console) -> list[Row]:
     rows: list[Row] = []
     for name in names:
         begun = time.monotonic()
-        console.print(f"  {name} ...", style="dim", end="")
+        console.print(f"  {name} ...", style="dim", end="", highlight=False)
         if name == "postfix" and (reason := why_no_postfix()):
             console.print(f" left out: {reason}")
             continue
@@ -42,12 +44,8 @@ def measure(bench: Bench, names: list[str], console: Console) -> list[Row]:
 
 def draw(found: dict[str, list[tuple[int, float]]], path: Path) -> None:
     """Throughput against connections."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(8, 5))
+    figure = Figure(figsize=(8, 5))
+    axes = figure.subplots()
     for name, points in found.items():
         axes.plot([x for x, _ in points], [y for _, y in points], marker="o", label=name)
     axes.set_xscale("log", base=2)
@@ -56,7 +54,7 @@ def draw(found: dict[str, list[tuple[int, float]]], path: Path) -> None:
     axes.set_xticks(ticks, [str(x) for x in ticks])
     axes.set_xlabel("connections at a time")
     axes.set_ylabel("messages a second")
-    axes.set_title(f"alias-milter, {scene.cpu_count()} cores, 2 KB messages")
+    axes.set_title(f"alias-milter, {cpu_count()} cores, 2 KB messages")
     axes.grid(visible=True, which="both", alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=120, bbox_inches="tight")
@@ -70,8 +68,8 @@ def main() -> int:
     chosen = options.parse_args()
     console = Console(width=None if sys.stdout.isatty() else 140)
     load = os.getloadavg()[0]
-    console.print(f"{scene.cpu_count()} cores, load average {load:.1f} at the start")
-    if load > scene.cpu_count() / 2:
+    console.print(f"{cpu_count()} cores, load average {load:.1f} at the start")
+    if load > cpu_count() / 2:
         console.print("Something else is running here: the ratios will be rough.", style="yellow")
     names = [name for name in MEASURES if name in chosen.only or not chosen.only]
     with tempfile.TemporaryDirectory() as folder, RedisServer() as redis:

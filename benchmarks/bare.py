@@ -22,13 +22,13 @@ VALUE = " v1 c2FsdHNhbHQ dG9rZW4xMTEx dG9rZW4yMjIy\n\tdG9rZW4zMzMz"
 UNKNOWN = "@unknown.example>"
 
 
-class Bare(Milter.Base):  # type: ignore[misc]  # pymilter has no annotations
+class Bare(Milter.Base):  # type: ignore[misc]  # pymilter has no annotations, nor decorators
     """As pymilter's documentation advises: what needs no answer gets none."""
 
     def __init__(self) -> None:
         self.recipients: list[str] = []
 
-    @Milter.noreply
+    @Milter.noreply  # type: ignore[untyped-decorator]
     def envfrom(self, _sender: str, *_parameters: str) -> int:
         """MAIL."""
         self.recipients = []
@@ -42,7 +42,7 @@ class Bare(Milter.Base):  # type: ignore[misc]  # pymilter has no annotations
         self.recipients.append(recipient)
         return int(Milter.CONTINUE)
 
-    @Milter.noreply
+    @Milter.noreply  # type: ignore[untyped-decorator]
     def header(self, _name: str, _value: str) -> int:
         """A header field, which a filter that finds loops has to see."""
         return int(Milter.CONTINUE)

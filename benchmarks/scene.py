@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import random
-import re
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -141,18 +138,3 @@ def milter(
     files = {"arc.pem": pem(key()).decode()}
     with Daemon(redis.url, config, inet=inet, files=files) as daemon:
         yield daemon
-
-
-def rsa_limit(seconds: int) -> float:
-    """RSA-2048 signatures a second of all cores, as `openssl speed` measures them."""
-    cores = cpu_count()
-    command = ["openssl", "speed", "-seconds", str(seconds), "-multi", str(cores), "rsa2048"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
-    # rsa 2048 bits 0.000114s 0.000007s 8786.0 151543.5
-    (line,) = [x for x in done.stdout.splitlines() if re.match(r"rsa +2048 bits ", x)]
-    return float(line.split()[5])
-
-
-def cpu_count() -> int:
-    """The cores this process may use."""
-    return len(os.sched_getaffinity(0))

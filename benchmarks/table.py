@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+QUIET = 0.05  # of the processors for others
+
 
 @dataclass(frozen=True)
 class Row:
@@ -25,6 +27,7 @@ class Row:
         goal: the ratio that is wanted.
         at_most: the ratio shall not be above the goal; else not below it.
         note: how far the rounds were apart, or what else there is to say.
+        disturbed: others used the machine meanwhile: the ratio proves nothing.
     """
 
     path: str
@@ -34,6 +37,7 @@ class Row:
     goal: float
     at_most: bool = False
     note: str = ""
+    disturbed: bool = False
 
     @property
     def good(self) -> bool:
@@ -45,11 +49,31 @@ class Row:
 class Pairs:
     """Figures of the same moment, ours and the reference's, one pair a round.
 
-    Other work on the machine slows both of a pair. The median ignores a round that it hit unevenly.
+    Attributes:
+        ours: a figure a round.
+        reference: likewise.
+        others: the share of the processors that went to other work in the round. The scheduler
+            divides by threads, and gives the side with more of them more: what was measured
+            beside other work is not compared.
     """
 
     ours: Sequence[float]
     reference: Sequence[float]
+    others: Sequence[float] = ()
+
+    def quiet(self) -> Pairs:
+        """The rounds that nobody disturbed; all of them when those are too few."""
+        kept = [index for index, share in enumerate(self.others) if share <= QUIET]
+        if len(kept) < 2:
+            return self
+        return Pairs(
+            *([each[i] for i in kept] for each in (self.ours, self.reference, self.others))
+        )
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether there was other work in most rounds."""
+        return bool(self.others) and median(self.others) > QUIET
 
     @property
     def ratios(self) -> list[float]:
@@ -59,6 +83,8 @@ class Pairs:
     def row(self, path: str, goal: float, reference: str, unit: str = "/s") -> Row:
         """The line for these pairs."""
         spread = f"rounds {min(self.ratios):.2f} to {max(self.ratios):.2f}"
+        if self.disturbed:
+            spread += f"; others had {max(self.others):.0%} of the machine"
         return Row(
             path,
             f"{median(self.ours):,.0f}{unit}",
@@ -66,6 +92,7 @@ class Pairs:
             median(self.ratios),
             goal,
             note=spread,
+            disturbed=self.disturbed,
         )
 
 
@@ -76,6 +103,8 @@ def show(rows: Sequence[Row], console: Console) -> None:
         shown.add_column(heading, overflow="fold")
     for row in rows:
         mark = Text("\u2713", "green") if row.good else Text("\u2717", "bold red")
+        if row.disturbed:
+            mark = Text("?", "yellow")
         goal = f"{'<=' if row.at_most else '>='} {row.goal:g}"
         cells = (row.path, row.ours, row.reference, f"{row.ratio:.2f}", goal)
         shown.add_row(*cells, mark, row.note)

@@ -4,6 +4,9 @@ import time
 
 import pytest
 from authres import AuthenticationResultsHeader
+from authres.core import AuthenticationResult, AuthenticationResultProperty
+from hypothesis import given
+from hypothesis import strategies as st
 
 from aliasmilter.forwarding.arc import Sealed, seal
 from aliasmilter.forwarding.authentication import (
@@ -73,6 +76,30 @@ def test_the_text_is_what_authres_reads() -> None:
     }
     assert found["spf"].smtp_mailfrom == "example.org"
     assert found["dkim"].header_d == "example.org"
+
+
+WORDS = st.text(alphabet='ab.-_="\\\\ ();@', min_size=0, max_size=8)
+
+
+@given(WORDS, WORDS, WORDS, st.sampled_from(Verdict))
+def test_the_text_is_what_authres_writes(
+    domain: str, selector: str, reason: str, verdict: Verdict
+) -> None:
+    domain, selector, reason = (word.replace("@", "") for word in (domain, selector, reason))
+    properties = (("d", domain), ("s", selector), ("a", "rsa-sha256"), ("b", "ab+/cd=="))
+    expected = AuthenticationResult(
+        "dkim",
+        result=verdict.value,
+        reason=reason or None,
+        properties=[
+            AuthenticationResultProperty("header", name, value)
+            for name, value in properties
+            if value
+        ],
+    )
+    result = DkimResult(verdict, domain, selector, "rsa-sha256", "ab+/cd==", reason)
+    text = results_header(Results(dkim=(result,)), AUTHSERV).decode()
+    assert text == f" {AUTHSERV};\n\t{expected}"
 
 
 def test_no_results_are_none() -> None:

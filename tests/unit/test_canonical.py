@@ -24,6 +24,28 @@ def test_bodies_are_canonical_as_dkimpy_has_it(body: bytes) -> None:
     assert canonical.hash_body(body, relaxed=True) == relaxed
 
 
+NAMES = st.sampled_from([b"From", b"from ", b"X-A\t", b"a"])
+VALUES = st.lists(
+    st.sampled_from(
+        [b" ", b"\t", b"\n", b"\r", b"\n\t", b"\r\n ", b"\v", b"\f", b"a", b"b:c", b"\xff", b"\0"]
+    ),
+    max_size=12,
+).map(b"".join)
+
+
+@given(NAMES, VALUES)
+def test_fields_are_relaxed_as_dkimpy_has_it(name: bytes, value: bytes) -> None:
+    ((canonical_name, text),) = Relaxed.canonicalize_headers([(name, value)])
+    made = canonical.header(HeaderField(name, value), relaxed=True)
+    assert made == canonical_name + b":" + text
+
+
+@given(st.lists(st.sampled_from([b" ", b"\t", b" " * 7, b"a", b"\r\n"]), max_size=40).map(b"".join))
+def test_runs_of_white_space_of_any_length_are_one_space(body: bytes) -> None:
+    expected = sha256(Relaxed.canonicalize_body(body + b"\r\n")).digest()
+    assert canonical.hash_body(body + b"\r\n", relaxed=True) == expected
+
+
 def test_an_empty_body_differs_in_the_two_forms() -> None:
     # RFC 6376, 3.4.3 and 3.4.4
     assert canonical.hash_body(b"", relaxed=False) == sha256(b"\r\n").digest()

@@ -7,12 +7,14 @@ import dkim as dkimpy
 import pytest
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicNumbers
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from dkim.util import InvalidTagValueList, parse_tag_value
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aliasmilter.forwarding import dkim
 from aliasmilter.forwarding.keys import key_record
 from aliasmilter.forwarding.results import DkimResult, Verdict
+from aliasmilter.forwarding.signature import parse_tags
 from aliasmilter.mail.message import HeaderField, Message
 from tests.harness.dns import Zone, ZoneResolver
 from tests.harness.signing import NOW, PLAIN, dns_function, key, key_zone, pem, sign_dkim
@@ -96,6 +98,21 @@ def test_a_changed_body_or_header_fails() -> None:
         HeaderField(f.name, b" another") if f.key == b"subject" else f for f in signed.headers
     )
     assert verdicts(Message(other, signed.body)) == ["fail"]
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            [b"a", b"b", b"B1", b"1", b"_", b"=", b"==", b";", b" ", b"\t", b"\xe9", b"x y"]
+        )
+    ).map(b"".join)
+)
+def test_tag_lists_are_read_as_dkimpy_reads_them(text: bytes) -> None:
+    try:
+        expected = dict(parse_tag_value(text))
+    except InvalidTagValueList:
+        expected = None
+    assert parse_tags(text) == expected
 
 
 def test_no_signature_is_none() -> None:

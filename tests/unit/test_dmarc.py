@@ -1,12 +1,13 @@
 """DMARC: the author domain out of any From field, alignment, policy, and no answer from DNS."""
 
+import re
 import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aliasmilter.forwarding import dmarc
+from aliasmilter.forwarding import author, dmarc
 from aliasmilter.forwarding.author import NoAuthorError, author_domain
 from aliasmilter.forwarding.results import (
     DkimResult,
@@ -89,6 +90,41 @@ def test_any_from_has_one_domain_or_none(text: str) -> None:
         assert author_domain(message(text.encode()))
     except NoAuthorError as error:
         assert str(error)
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            [
+                "Al",
+                " ",
+                "\t",
+                '"',
+                "Doe, J",
+                "\\",
+                "(c)",
+                "<",
+                "a@b.example",
+                ">",
+                ",",
+                ":",
+                "@",
+                "\xe9",
+            ]
+        ),
+        max_size=8,
+    ).map("".join)
+)
+def test_the_usual_form_of_from_means_what_the_grammar_says(text: str) -> None:
+    found = []
+    for pattern in (author._COMMON, re.compile("(?!)")):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(author, "_COMMON", pattern)
+            try:
+                found.append(author_domain(message(text.encode())))
+            except NoAuthorError as error:
+                found.append(f"{error}")
+    assert found[0] == found[1]
 
 
 def evaluate(

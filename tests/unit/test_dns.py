@@ -8,6 +8,7 @@ import pytest
 from aliasmilter.forwarding.dns import (
     Answer,
     Cache,
+    Conclusions,
     Resolver,
     UnavailableError,
     parse_nameserver,
@@ -229,3 +230,13 @@ def test_name_servers_are_read(text: str, server: tuple[str, int]) -> None:
 def test_other_name_servers_are_refused(text: str) -> None:
     with pytest.raises(ValueError):
         parse_nameserver(text)
+
+
+def test_conclusions_are_bounded_and_end() -> None:
+    now = [0.0]
+    kept = Conclusions(lambda: now[0], max_entries=2)
+    for number in range(3):
+        kept.put(number, f"conclusion {number}", expires=10)
+    assert [kept.get(number) for number in range(3)] == [None, "conclusion 1", "conclusion 2"]
+    now[0] = 10.0
+    assert kept.get(2) is None

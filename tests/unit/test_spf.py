@@ -199,3 +199,54 @@ def test_any_record_gets_a_verdict(terms: str, sender: str) -> None:
     zone: Zone = {"example.org": {"TXT": [f"v=spf1 {terms}".encode()], "MX": ["1 mx.example"]}}
     result = spf.evaluate(IP, "example.org", sender, ZoneResolver(zone).lookup(5))
     assert isinstance(result.verdict, Verdict)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def ask(resolver: Resolver, sender: str = "alice@example.org", ip: str = IP) -> str:
+    return spf.evaluate(ip, "mx.example.org", sender, resolver.lookup(5)).verdict.value
+
+
+def test_a_verdict_is_kept_until_the_first_of_its_records_expires() -> None:
+    zone: Zone = {
+        "example.org": {"TXT": ["v=spf1 include:_spf.example.org -all"]},
+        "_spf.example.org": {"TXT": [f"v=spf1 ip4:{IP} -all"]},
+    }
+    clock = Clock()
+    with DnsServer(zone, ttl=60) as server:
+        resolver = Resolver([server.address], clock=clock)
+        assert ask(resolver) == "pass"
+        zone["_spf.example.org"] = {"TXT": ["v=spf1 -all"]}
+        clock.now += 59
+        assert ask(resolver, "bob@example.org") == "pass"
+        assert ask(resolver, ip="192.0.2.2") == "fail"
+        clock.now += 2
+        assert ask(resolver) == "fail"
+
+
+def test_a_verdict_that_depends_on_the_sender_is_not_kept() -> None:
+    zone: Zone = {
+        "example.org": {"TXT": ["v=spf1 exists:%{l}.users.example.org -all"]},
+        "alice.users.example.org": {"A": ["127.0.0.2"]},
+    }
+    with DnsServer(zone) as server:
+        resolver = Resolver([server.address])
+        assert ask(resolver, "alice@example.org") == "pass"
+        assert ask(resolver, "mallory@example.org") == "fail"
+        assert ask(resolver, "alice@example.org") == "pass"
+
+
+def test_no_answer_is_not_kept() -> None:
+    zone: Zone = {"example.org": {"TXT": [f"v=spf1 ip4:{IP} -all"]}}
+    with DnsServer(zone) as server:
+        resolver = Resolver([server.address])
+        server.faults["example.org"] = Fault.SERVFAIL
+        assert ask(resolver) == "temperror"
+        del server.faults["example.org"]
+        assert ask(resolver) == "pass"

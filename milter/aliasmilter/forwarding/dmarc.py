@@ -38,7 +38,7 @@ def suffixes() -> PublicSuffixList:
     return PublicSuffixList()
 
 
-@lru_cache(maxsize=8192)
+@lru_cache(maxsize=4096)
 def organizational_domain(domain: str) -> str:
     """The domain right below the public suffix; a public suffix stands for itself."""
     return suffixes().privatesuffix(domain) or domain
@@ -84,15 +84,18 @@ def _is_policy(text: bytes) -> bool:
     return text.partition(b";")[0].replace(b" ", b"") == b"v=DMARC1"
 
 
-@lru_cache(maxsize=1024)
 def parse(text: bytes) -> Record | None:
     """Read a record; tags that cannot be read are left out (RFC 7489, 6.3).
 
     None when there is no usable policy, and no address for reports that would make it "none"
     (RFC 7489, 6.6.3, step 6).
     """
-    if len(text) > MAX_RECORD:
-        return None
+    # Too long ones must not fill the cache, either.
+    return _parse(text) if len(text) <= MAX_RECORD else None
+
+
+@lru_cache(maxsize=512)
+def _parse(text: bytes) -> Record | None:
     tags = _tags(text.decode("latin-1"))
     policy = tags.get("p", "")
     if policy not in POLICIES:

@@ -15,10 +15,16 @@ def is_domain(text: str) -> bool:
     return len(text) <= 253 and _DOMAIN.fullmatch(text) is not None
 
 
-@lru_cache(maxsize=8192)
 def to_a_label(text: str) -> str | None:
     """The domain in lower case with A-labels (RFC 5890), or None when it is no domain name."""
-    name = text.strip().removesuffix(".").lower()
+    name = text.strip()
+    # Longer ones are none; nor may they fill the cache.
+    return _to_a_label(name) if len(name) <= 254 else None
+
+
+@lru_cache(maxsize=4096)
+def _to_a_label(text: str) -> str | None:
+    name = text.removesuffix(".").lower()
     if not name.isascii():
         if len(name) > 253:
             return None

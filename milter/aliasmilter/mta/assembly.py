@@ -9,6 +9,7 @@ from aliasmilter import config as configuration
 from aliasmilter import log
 from aliasmilter.config import Config
 from aliasmilter.forwarding.decider import Decider
+from aliasmilter.forwarding.dmarc import suffixes
 from aliasmilter.forwarding.outbound import Keyring, load_keyring, make_outbound
 from aliasmilter.forwarding.srs import make_rewriter
 from aliasmilter.forwarding.trace import Tracer
@@ -36,7 +37,10 @@ def load(path: Path) -> Loaded:
     """
     config = configuration.load(path)
     secrets = configuration.load_secrets(config.srs.secrets_file)
-    return Loaded(config, tuple(secrets), load_keyring(config.arc))
+    keyring = load_keyring(config.arc)
+    if keyring is not None:
+        suffixes()  # a megabyte that the workers share when it is read before they are forked
+    return Loaded(config, tuple(secrets), keyring)
 
 
 def make_decider(

@@ -8,6 +8,7 @@ connections, lets those it has come to their end (LEAVE), or at least the messag
 in (FINISH), and ends; after `[milter] drain` seconds in any case.
 """
 
+import gc
 import itertools
 import os
 import signal
@@ -153,6 +154,9 @@ class Supervisor:
         for role in self._missing():
             slot = next(n for n in itertools.count() if n not in self._slots.values())
             metrics.workers_started.inc(role.value)
+            # What is here now is here for good: the worker need not look at it again, nor copy
+            # its pages by writing marks into them.
+            gc.freeze()
             pid = os.fork()
             if pid == 0:
                 self._work(role, slot)
