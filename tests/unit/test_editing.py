@@ -117,6 +117,18 @@ def test_remove_leaves_no_rule_that_leads_to_nothing(run: Run, rules: RedisServe
     assert rules.cli("HKEYS", "alias:example.com") == '1) "carol"'
 
 
+def test_a_rule_that_comes_to_end_in_a_catch_all_is_warned_of(
+    run: Run, rules: RedisServer
+) -> None:
+    assert run("add", "*@example.com", "quarantine").exit_code == 0
+    result = run("remove", "bob@example.com")
+    assert result.exit_code == 0
+    warned = "alias:example.com sales: bob@example.com has no rule: mail to it is quarantined"
+    assert warned in result.output
+    result = run("add", "typo@example.com", "bbo@example.com")
+    assert "alias:example.com typo: bbo@example.com has no rule" in result.output
+
+
 def test_remove_of_what_is_not_there_removes_nothing(run: Run, rules: RedisServer) -> None:
     result = run("remove", "carol@example.com", "nobody@example.com")
     assert result.exit_code == 1

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import date
 
 from aliasmilter.admin.dependants import Before, Owner, leading_to
-from aliasmilter.admin.report import Finding, error, warning
+from aliasmilter.admin.report import Finding, Severity, error, warning
 from aliasmilter.mail.address import Address, local_key
 from aliasmilter.mail.replies import Reason
 from aliasmilter.routing.decision import Policy
@@ -75,12 +75,6 @@ def validate(
         yield from checker.broken(domain, name, before.lookup)
 
 
-def mistake(address: Address, lookup: Lookup, policy: Policy, today: date) -> str:
-    """What is wrong with where an address leads, as the resolver says it; "" when nothing is."""
-    decision = resolve(address, lookup, policy, today)
-    return f"{decision.reason}: {decision.problem}" if decision.reason in MISTAKES else ""
-
-
 def catch_all_warning(policy: Policy) -> str:
     """What is to be said of a catch-all with ordinary targets."""
     goes = "are held for it" if policy.hold else "go to the quarantine mailbox"
@@ -124,21 +118,33 @@ class _Checker:
             yield warning(self._place(domain, name), f"expired on {rule.expires}")
         if name == CATCH_ALL and any(isinstance(target, Address) for target in rule.targets):
             yield warning(self._place(domain, name), catch_all_warning(self._policy))
+        second_of = self._snapshot.settings[domain].get(b"alias_of")
+        if second_of:
+            other = second_of.decode("utf-8", "replace")
+            yield warning(self._place(domain, name), f"never used: the domain is alias_of {other}")
         if not self._prover.proves(domain, name, rule):
-            wrong = self.mistake(domain, name)
-            if wrong:
-                yield error(self._place(domain, name), wrong)
+            verdict = self._verdict(domain, name, self._snapshot.lookup)
+            if verdict:
+                yield Finding(verdict[0], self._place(domain, name), verdict[1])
 
-    def mistake(self, domain: str, name: str, lookup: Lookup | None = None) -> str:
-        """What the resolver says is wrong with a rule, or ""."""
+    def _verdict(self, domain: str, name: str, lookup: Lookup) -> tuple[Severity, str] | None:
+        """What is wrong with where a rule leads, as the resolver says it."""
         address = Address(PROBE if name == CATCH_ALL else name, domain)
-        return mistake(address, lookup or self._snapshot.lookup, self._policy, self._today)
+        decision = resolve(address, lookup, self._policy, self._today)
+        if decision.reason in MISTAKES:
+            return Severity.ERROR, f"{decision.reason}: {decision.problem}"
+        for hit in decision.quarantined:
+            if hit.reason is Reason.CATCH_ALL and name != CATCH_ALL:
+                what = f"{hit.address} has no rule: mail to it is quarantined by {hit.rule}"
+                return Severity.WARNING, what
+        return None
 
     def broken(self, domain: str, name: str, before: Lookup) -> Iterator[Finding]:
-        """A rule that stays as it is, when it is broken and was not before."""
-        problem = self.mistake(domain, name)
-        if problem and not self.mistake(domain, name, before):
-            yield error(f"{alias_key(domain)} {name}", problem)
+        """A rule that stays as it is, when something is wrong with it that was not before."""
+        verdict = self._verdict(domain, name, self._snapshot.lookup)
+        known = self._verdict(domain, name, before) if verdict else None
+        if verdict and not (known and known[0] in (verdict[0], Severity.ERROR)):
+            yield Finding(verdict[0], f"{alias_key(domain)} {name}", verdict[1])
 
 
 class _Prover:
