@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Self
 
 from tests.harness import smtp
+from tests.harness.certificate import write_certificate
 from tests.harness.daemon import Config, Daemon
 from tests.harness.lab import Lab
 from tests.harness.ports import reserved_port
@@ -71,6 +72,7 @@ class DocumentedLab(Lab):
         with ExitStack() as stack:
             self.srs_port = stack.enter_context(reserved_port())
             self.copies_port = stack.enter_context(reserved_port())
+            self.submission_port = stack.enter_context(reserved_port())
             super().__enter__()
             self._stack.push(stack.pop_all())
         self.rules(*RULES)
@@ -87,6 +89,7 @@ class DocumentedLab(Lab):
 
     def make_postfix(self, reinject_port: int | None) -> Postfix:
         users = self.redis.folder / "users"
+        write_certificate(self.redis.folder, "mx")
         users.write_text("bob@example.com x\ncarol@other.example x\n")
         # The machine's own Postfix may have no configuration, and postmap wants one.
         (users.parent / "main.cf").write_text("compatibility_level = 3.6\n")
@@ -110,6 +113,9 @@ class DocumentedLab(Lab):
             "hash:/etc/postfix/relay-recipients": f"hash:{self.redis.folder}/users",
             "10027": str(self.srs_port),
             "10026": str(self.copies_port),
+            "submission inet": f"127.0.0.1:{self.submission_port} inet",
+            "/etc/ssl/certs/mx.example.net.pem": str(self.redis.folder / "mx.crt"),
+            "/etc/ssl/private/mx.example.net.key": str(self.redis.folder / "mx.key"),
         }.items():
             text = text.replace(old, new)
         return text

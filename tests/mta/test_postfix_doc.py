@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import smtplib
+import ssl
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -149,6 +151,92 @@ def test_virtual_alias_maps_apply_to_what_the_milter_puts_in() -> None:
     with DocumentedLab("filter", "mailboxes", main=maps) as lab:
         lab.send(ALICE, "sales@example.com")
         lab.world.wait_for("robert@example.com")
+
+
+# Dovecot's place is taken by a SASL library that needs no server; who logs in is said by XCLIENT.
+SASL = {"smtpd_sasl_type": "cyrus", "smtpd_sasl_path": "smtpd"}
+
+
+@pytest.fixture(scope="module")
+def shared_submission() -> Iterator[DocumentedLab]:
+    with DocumentedLab("filter", "relay", "submission", main=SASL) as lab:
+        yield lab
+
+
+@pytest.fixture
+def submission(shared_submission: DocumentedLab) -> DocumentedLab:
+    shared_submission.reset()
+    shared_submission.rules(*RULES)
+    return shared_submission
+
+
+def logged_in(lab: DocumentedLab, login: str = "bob") -> smtplib.SMTP:
+    """A client on the submission port, with TLS and, unless it is "", a login."""
+    client = smtplib.SMTP("127.0.0.1", lab.submission_port, timeout=40)
+    client.ehlo("telephone.example")
+    client.starttls(context=ssl._create_unverified_context())
+    client.ehlo("telephone.example")
+    if login:
+        code, _ = client.docmd("XCLIENT", f"ADDR=192.0.2.77 LOGIN={login}")
+        assert code == 220
+        client.ehlo("telephone.example")
+    return client
+
+
+def test_own_users_reach_aliases_and_the_world_by_the_submission_port(
+    submission: DocumentedLab,
+) -> None:
+    people = ["sales@example.com", "friend@far.example"]
+    with logged_in(submission) as client:
+        assert client.sendmail("bob@example.com", people, "Subject: x\r\n\r\nHello\r\n") == {}
+    submission.world.wait_for_total(2)
+    assert {(found.sender, found.recipient) for found in submission.world.deliveries} == {
+        ("bob@example.com", "bob@example.com"),
+        ("bob@example.com", "friend@far.example"),
+    }
+
+
+def test_own_users_learn_of_a_mistyped_address_at_once(submission: DocumentedLab) -> None:
+    with logged_in(submission) as client:
+        client.mail("bob@example.com")
+        code, text = client.rcpt("nobody@example.com")
+        assert (code, text.decode()) == UNKNOWN
+
+
+def test_submission_takes_nothing_without_tls_and_login(submission: DocumentedLab) -> None:
+    with Client(submission.submission_port, xclient={}) as client:
+        assert client.command(f"MAIL FROM:<{ALICE}>").code == 530
+        assert "AUTH" not in client.ehlo.text
+    with logged_in(submission, login="") as client:
+        assert client.has_extn("auth")
+        client.mail(ALICE)
+        assert client.rcpt("sales@example.com")[0] == 554
+
+
+def test_own_users_are_told_to_wait_while_the_milter_is_away() -> None:
+    with DocumentedLab("filter", "relay", "submission", main=SASL) as lab:
+        lab.daemon.kill()
+        with Client(lab.submission_port, xclient={}) as client:
+            answer = client.command("STARTTLS")
+            # The 451 of the milter, as Postfix says it before TLS.
+            assert (answer.code, answer.text[:5]) == (454, "4.3.0")
+        assert lab.postfix.queue() == []
+
+
+def test_copies_go_through_the_listener_without_the_milter() -> None:
+    with DocumentedLab("filter", "relay", "reinject") as lab:
+        assert lab.send(ALICE, "sales@example.com", "fwd@example.com").accepted
+        lab.world.wait_for_total(2)
+        senders = {found.recipient: found.sender for found in lab.world.deliveries}
+        assert senders["bob@example.com"] == ALICE
+        assert senders["me@gmail.example"].startswith("SRS0=")
+        stranger = send(lab.copies_port, ALICE, ["me@gmail.example"])
+        assert not stranger.accepted
+
+
+def test_the_listener_for_copies_is_the_one_of_the_configuration() -> None:
+    server = tomllib.loads(BLOCKS["toml reinject"])["reinject"]["server"]
+    assert BLOCKS["master.cf reinject"].startswith(f"{server} inet ")
 
 
 def test_long_lines_stay_whole(relay: DocumentedLab) -> None:
