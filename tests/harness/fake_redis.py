@@ -6,6 +6,7 @@ import socket
 import socketserver
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import ClassVar, Self, cast
 
 # What the client sends before its first command, and what it is told: CLIENT SETNAME and such.
@@ -102,11 +103,13 @@ class _Relay(socketserver.BaseRequestHandler):
                 upstream.sendall(data)
 
     def _back(self, upstream: socket.socket, client: socket.socket) -> None:
-        while data := _receive(upstream):
-            self.server.turn("reply")
-            if self.server.stopped.wait(self.server.delay):
-                return
-            client.sendall(data)
+        with suppress(OSError):  # the client has had enough
+            while data := _receive(upstream):
+                self.server.turn("reply")
+                if self.server.stopped.wait(self.server.delay):
+                    return
+                client.sendall(data)
+            client.shutdown(socket.SHUT_RDWR)
 
 
 class Proxy(_Server):

@@ -223,6 +223,13 @@ class World:
         with self._state.changed:
             return list(self._state.deliveries)
 
+    def take(self) -> list[Delivery]:
+        """What arrived since the last time, which is forgotten: for long runs."""
+        with self._state.changed:
+            taken = list(self._state.deliveries)
+            self._state.deliveries.clear()
+            return taken
+
     def clear(self) -> None:
         """Forget what arrived."""
         with self._state.changed:
