@@ -14,6 +14,9 @@ READY := $(VENV)/.ready
 export PATH := $(PATH):/usr/sbin:/sbin
 # The mail server of the demo: make demo MTA=sendmail
 MTA ?= postfix
+# What `make fuzz` attacks (tests/fuzz/targets.py; protocol: the daemon), and for how long.
+TARGET ?= addresses
+SECONDS ?= 60
 # Without the tests that need root: make test ALIAS_MILTER_SKIP_MTA=1
 export ALIAS_MILTER_SKIP_MTA
 # Put before a command: nothing for root, else sudo, and no root-owned caches in the checkout.
@@ -23,7 +26,7 @@ AS_ROOT = $(if $(filter 0,$(shell id -u))$(filter 1,$(ALIAS_MILTER_SKIP_MTA)),,s
 # What tells one Python from another; asked of $(PYTHON) and of the virtual environment.
 IDENTITY := import sys; print(sys.version_info[:2], sys.base_prefix)
 
-.PHONY: help setup python packages mta root lint test demo bench clean
+.PHONY: help setup python packages mta root lint test demo bench fuzz clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -58,9 +61,14 @@ $(VENV)/.bench: $(READY)
 	  --editable '.[bench]'
 	@touch $@
 
+fuzz: setup ## look for input that breaks a parser: make fuzz TARGET=rules SECONDS=300
+	@$(BIN)/python -c 'import atheris' 2>/dev/null || [ "$(TARGET)" = protocol ] \
+	  || $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
+	PYTHONPATH=milter $(BIN)/python -m tests.fuzz.run $(TARGET) $(SECONDS)
+
 clean: ## remove .venv, caches and build results
 	rm -rf $(VENV) build dist milter/*.egg-info
-	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .fuzz
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY): setup.cfg pyproject.toml | python packages

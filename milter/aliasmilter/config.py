@@ -70,6 +70,12 @@ def _group(text: str) -> str:
     return text
 
 
+def _file(path: Path) -> Path:
+    if "\0" in str(path):
+        raise ValueError("no name of a file: a NUL in it")
+    return path
+
+
 def _host_port(text: str) -> str:
     host, _, port = text.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 65_536:
@@ -92,7 +98,7 @@ def _endpoint(text: str) -> str:
     kind, _, rest = text.partition(":")
     port, at, host = rest.partition("@")
     inet = kind in ("inet", "inet6") and port.isdecimal() and 0 < int(port) < 65_536 and at and host
-    if not inet and not (kind == "unix" and rest):
+    if not inet and not (kind == "unix" and rest and "\0" not in rest):
         raise ValueError(f"{text!r} is neither unix:PATH nor inet:PORT@ADDRESS")
     return text
 
@@ -130,6 +136,7 @@ def _check_store_url(text: str) -> None:
         raise ValueError("an option that is not known")
 
 
+File = Annotated[Path, Field(strict=False), AfterValidator(_file)]
 Domain = Annotated[str, AfterValidator(_domain)]
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[int, Field(ge=0)]
@@ -180,7 +187,7 @@ class SRSSection(_Section):
     """Return addresses of mail that leaves."""
 
     domain: Domain
-    secrets_file: Path = Field(strict=False)
+    secrets_file: File
     # Two characters of base32 tell 1,024 days apart, one of them is tomorrow.
     max_age_days: Annotated[int, Field(gt=0, le=1022)] = 21
     hash_length: Annotated[int, Field(ge=4, le=20)] = 4
@@ -192,7 +199,7 @@ class ARCSection(_Section):
     enabled: bool = True
     domain: Domain | None = None
     selector: Domain | None = None
-    key_file: Path | None = Field(default=None, strict=False)
+    key_file: File | None = None
 
     @model_validator(mode="after")
     def _complete(self) -> "ARCSection":
@@ -310,8 +317,10 @@ def load(path: Path) -> Config:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # of TOML, UTF-8, or a number of thousands of digits
         raise ConfigError(f"{path}: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: nested too deeply") from None
     try:
         config = Config.model_validate(data)
     except ValidationError as error:

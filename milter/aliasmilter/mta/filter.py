@@ -71,8 +71,8 @@ class Filter:
         offered, steps, *_ = options
         missing = [name for name, action in ACTIONS.items() if not offered & action]
         if missing:
-            self._turned_away = Reason.MTA_INCAPABLE
-            self._logger.error("the MTA offers too little", missing=", ".join(missing))
+            what = "the MTA offers too little"
+            self.turn_away(Reason.MTA_INCAPABLE, what, missing=", ".join(missing))
         if offered & Milter.SETSYMLIST:
             for stage, names in _MACROS.items():
                 self._context.setsymlist(stage, names)
@@ -83,11 +83,11 @@ class Filter:
         options[:] = [actions, self._protocol, 0, 0]
         return int(Milter.CONTINUE)
 
-    def turn_away(self, limit: int) -> None:
-        """Serve nobody in this session: there are as many as `[limits] connections` allows."""
+    def turn_away(self, reason: Reason, what: str, **fields: object) -> None:
+        """Serve nobody in this session, and say why in the log."""
         # An answer at RCPT and not a closed connection, which an MTA may be told to ignore.
-        self._turned_away = Reason.TOO_MANY_SESSIONS
-        self._logger.error("too many sessions", limit=limit, reason=self._turned_away.value)
+        self._turned_away = reason
+        self._logger.error(what, **fields)
 
     def connect(self, hostname: str, _family: int, address: Any) -> int:  # noqa: ANN401
         """`address` is (ip, port, ...) over a network; a path or None otherwise."""
@@ -223,32 +223,43 @@ def register(service: Service, activity: Activity) -> None:
         filter_.opened()
         answer = filter_.negotiate(options)
         if limit and activity.sessions > limit:
-            filter_.turn_away(limit)
+            filter_.turn_away(Reason.TOO_MANY_SESSIONS, "too many sessions", limit=limit)
         return answer
+
+    def of(context: Any) -> Filter:  # noqa: ANN401
+        known: Filter | None = context.getpriv()
+        if known is not None:
+            return known
+        # Nobody knows what was agreed on; of real MTAs none goes on like this after QUIT_NC.
+        filter_ = Filter(service, activity, context)
+        context.setpriv(filter_)
+        filter_.opened()
+        filter_.turn_away(Reason.MTA_INCAPABLE, "a session without negotiation")
+        return filter_
 
     Milter.set_flags(sum(ACTIONS.values()))
     Milter.set_exception_policy(Milter.TEMPFAIL)
-    Milter.set_connect_callback(_guarded(Filter.connect))
-    Milter.set_helo_callback(_guarded(Filter.helo))
-    Milter.set_envfrom_callback(_guarded(Filter.envfrom))
-    Milter.set_envrcpt_callback(_guarded(_counted(Filter.envrcpt)))
-    Milter.set_header_callback(_guarded(Filter.header))
-    Milter.set_body_callback(_guarded(Filter.body))
-    Milter.set_eom_callback(_guarded(_counted(Filter.eom)))
-    Milter.set_abort_callback(_guarded(Filter.abort))
+    Milter.set_connect_callback(_guarded(of, Filter.connect))
+    Milter.set_helo_callback(_guarded(of, Filter.helo))
+    Milter.set_envfrom_callback(_guarded(of, Filter.envfrom))
+    Milter.set_envrcpt_callback(_guarded(of, _counted(Filter.envrcpt)))
+    Milter.set_header_callback(_guarded(of, Filter.header))
+    Milter.set_body_callback(_guarded(of, Filter.body))
+    Milter.set_eom_callback(_guarded(of, _counted(Filter.eom)))
+    Milter.set_abort_callback(_guarded(of, Filter.abort))
     Milter.set_close_callback(_close)
     Milter.register("alias-milter", negotiate=negotiate)
 
 
-def _guarded(callback: Callable[..., int]) -> Callable[..., int]:
-    """A callback of libmilter out of a method of Filter.
+def _guarded(of: Callable[[Any], Filter], callback: Callable[..., int]) -> Callable[..., int]:
+    """A callback of libmilter out of a method of Filter, which `of` finds.
 
     Any exception becomes a traceback in the log and a 451 (or, unanswered, a lost event).
     """
 
     @functools.wraps(callback)
     def guarded(context: Any, *arguments: Any) -> int:  # noqa: ANN401  # pymilter's
-        filter_: Filter = context.getpriv()
+        filter_ = of(context)
         try:
             return callback(filter_, *arguments)
         except Exception as error:  # noqa: BLE001  # whatever it was: logged, and a 451
