@@ -218,6 +218,7 @@ def register(service: Service, activity: Activity) -> None:
     limit = service.limits.connections
 
     def negotiate(context: Any, options: list[int]) -> int:  # noqa: ANN401
+        _end(context)  # who negotiates again begins anew
         filter_ = Filter(service, activity, context)
         context.setpriv(filter_)
         filter_.opened()
@@ -280,9 +281,13 @@ def _counted(callback: Callable[..., int]) -> Callable[..., int]:
 
 
 def _close(context: Any) -> int:  # noqa: ANN401
-    filter_ = context.getpriv()
-    if filter_ is not None:  # None: closed before it was negotiated
-        filter_.closed()
+    _end(context)
     # The two hold each other; without this neither would ever be freed.
     context.setpriv(None)
     return int(Milter.CONTINUE)
+
+
+def _end(context: Any) -> None:  # noqa: ANN401
+    filter_: Filter | None = context.getpriv()
+    if filter_ is not None:  # None: it has not been negotiated
+        filter_.closed()
