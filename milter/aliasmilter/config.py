@@ -138,6 +138,7 @@ def _check_store_url(text: str) -> None:
 
 File = Annotated[Path, Field(strict=False), AfterValidator(_file)]
 Domain = Annotated[str, AfterValidator(_domain)]
+Mailbox = Annotated[str, AfterValidator(_mailbox)]
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(gt=0, le=3600)]
@@ -232,7 +233,7 @@ class QuarantineSection(_Section):
     """Where catch-all hits go."""
 
     action: Literal["mailbox", "hold"] = "mailbox"
-    mailbox: Annotated[str, AfterValidator(_mailbox)] | None = None
+    mailbox: Mailbox | None = None
 
     @property
     def address(self) -> Address | None:
@@ -272,6 +273,23 @@ class MetricsSection(_Section):
         return f"{'inet6' if ':' in host else 'inet'}:{port}@{host}"
 
 
+class SubmissionSection(_Section):
+    """What holds for sessions that have logged in.
+
+    `logins` has the mailboxes of each login that is not its own address; `login_domain` completes
+    those without a domain. `identity` is about answers that would show the mailbox behind an
+    alias; what is needed for them is remembered for `remember_days`.
+    """
+
+    send_as: Literal["owners", "anyone"] = "owners"
+    login_domain: Domain | None = None
+    logins: dict[str, Annotated[tuple[Mailbox, ...], Field(strict=False)]] = Field(
+        default_factory=dict
+    )
+    identity: Literal["off", "reject", "rewrite"] = "off"
+    remember_days: Annotated[int, Field(gt=0, le=3650)] = 90
+
+
 class LogSection(_Section):
     """How the log is written."""
 
@@ -294,6 +312,7 @@ class Config(_Section):
     socketmap: SocketmapSection = SocketmapSection()
     limits: LimitsSection = LimitsSection()
     metrics: MetricsSection = MetricsSection()
+    submission: SubmissionSection = SubmissionSection()
     log: LogSection = LogSection()
 
     @property

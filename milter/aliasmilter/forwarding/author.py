@@ -9,7 +9,10 @@ import re
 from collections.abc import Iterator
 
 from aliasmilter.forwarding.names import to_a_label
-from aliasmilter.mail.message import Message
+from aliasmilter.mail.address import Address, AddressError, parse_address
+from aliasmilter.mail.message import HeaderField, Message
+
+_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
 
 # Nearly all From fields: a name, quoted or not, and an address in angle brackets. What the
 # functions below would say, in one step.
@@ -26,10 +29,7 @@ def author_domain(message: Message) -> str:
     fields = message.fields("from")
     if len(fields) != 1:
         raise NoAuthorError("several From fields" if fields else "no From field")
-    try:
-        text = fields[0].unfolded.decode("utf-8")
-    except UnicodeDecodeError:
-        raise NoAuthorError("From is not UTF-8") from None
+    text = _text(fields[0])
     common = _COMMON.fullmatch(text)
     if common:
         return _domain(common[1])
@@ -41,8 +41,24 @@ def author_domain(message: Message) -> str:
     return domains.pop()
 
 
+def author_addresses(message: Message) -> tuple[Address, ...]:
+    """All addresses of all From fields. Raises NoAuthorError when one cannot be read."""
+    texts = [text.strip() for f in message.fields("from") for text in _addresses(_text(f))]
+    try:
+        return tuple(parse_address(text, any_dots=True) for text in texts)
+    except AddressError:
+        raise NoAuthorError("malformed address in From") from None
+
+
+def _text(field: HeaderField) -> str:
+    try:
+        return field.unfolded.decode("utf-8")
+    except UnicodeDecodeError:
+        raise NoAuthorError("From is not UTF-8") from None
+
+
 def _domain(address: str) -> str:
-    local, at, domain = address.partition("@")
+    local, at, domain = _QUOTED.sub("x", address).partition("@")
     name = to_a_label(domain)
     if not at or not local.strip() or name is None:
         # A second "@" makes the domain malformed, too.
@@ -51,10 +67,7 @@ def _domain(address: str) -> str:
 
 
 def _addresses(text: str) -> Iterator[str]:
-    """The address of each mailbox: what is in angle brackets, else all but the comments.
-
-    Quoted strings count as one letter "x": what is in them is no address.
-    """
+    """The address of each mailbox: what is in angle brackets, else all but the comments."""
     bare: list[str] = []
     angle: list[str] | None = None
     for letter in _tokens(text):
@@ -82,15 +95,18 @@ def _mailbox(bare: list[str], angle: list[str] | None) -> Iterator[str]:
 
 
 def _tokens(text: str) -> Iterator[str]:
-    """Letters outside of comments; a quoted string is the one letter "x"."""
-    depth, quoted, escaped = 0, False, False
+    """Letters outside of comments; a quoted string is one token: what is in it is no address."""
+    depth, escaped = 0, False
+    quoted: list[str] = []
     for letter in text:
+        if quoted:
+            quoted.append(letter)
         if escaped or letter == "\\":
             escaped = not escaped
         elif letter == '"' and not depth:
-            quoted = not quoted
-            if quoted:
-                yield "x"
+            if len(quoted) > 1:
+                yield "".join(quoted)
+            quoted = [] if quoted else [letter]
         elif quoted:
             continue
         elif letter == "(" or (letter == ")" and depth):

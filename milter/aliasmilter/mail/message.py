@@ -95,6 +95,13 @@ class Message:
         made.digests.update(self.digests)
         return made
 
+    def with_changed_fields(self, changed: Mapping[int, HeaderField]) -> "Message":
+        """The message with other fields at these positions (0 is the topmost)."""
+        fields = (changed.get(position, field) for position, field in enumerate(self.headers))
+        made = Message(tuple(fields), self.body)
+        made.digests.update(self.digests)
+        return made
+
     def as_bytes(self) -> bytes:
         """The message with CRLF line ends, as it goes over SMTP (without dot-stuffing)."""
         return b"".join([*(field.as_bytes() for field in self.headers), b"\r\n", self.body])

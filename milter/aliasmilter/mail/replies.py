@@ -36,6 +36,8 @@ class Reason(StrEnum):
     DMARC_FAILED = "dmarc-failed"
     HEADER_TOO_BIG = "header-too-big"
     SENDER_MALFORMED = "sender-malformed"  # and copies would have to be made under it
+    NOT_OWNER = "not-owner"  # a login sends as somebody else
+    SHOWS_MAILBOX = "shows-mailbox"  # an answer that should go out under the alias
 
     # refused for now: the sender keeps the mail
     DEFERRED = "deferred"
@@ -99,6 +101,9 @@ REPLIES: dict[Reason, Reply] = {
     Reason.DMARC_FAILED: Reply(550, "5.7.1", "Not forwarded: the message fails its DMARC policy"),
     Reason.HEADER_TOO_BIG: Reply(552, "5.3.4", "The header of this message is too big"),
     Reason.SENDER_MALFORMED: Reply(553, "5.1.7", "Malformed sender address"),
+    # RFC 6409 section 6.1: a submission server may refuse an address that is not the user's.
+    Reason.NOT_OWNER: Reply(553, "5.7.1", "This login may not send from this address"),
+    Reason.SHOWS_MAILBOX: Reply(550, "5.7.1", "Answer from the alias that the message came to"),
     Reason.DEFERRED: Reply(450, "4.2.1", "This address is not available now, try again later"),
     Reason.CYCLE: Reply(451, "4.4.6", "The rules for this address form a loop, try again later"),
     Reason.TOO_DEEP: Reply(451, "4.4.6", "The rules for this address are too deep"),

@@ -18,6 +18,7 @@ from aliasmilter.mail.replies import REPLIES, Reason
 from aliasmilter.mta import measures, quarantine
 from aliasmilter.mta.reinject import Copy, ReinjectError, Reinjector, identity_of
 from aliasmilter.mta.service import Service
+from aliasmilter.mta.submission import Outgoing, numbered
 from aliasmilter.mta.transaction import (
     Connection,
     Edits,
@@ -25,6 +26,7 @@ from aliasmilter.mta.transaction import (
     Verdict,
     describe,
 )
+from aliasmilter.routing.lookup import Unavailable
 from aliasmilter.routing.plan import (
     Envelope,
     Handling,
@@ -54,6 +56,31 @@ class Completion:
         loop = self._loop(message)
         if loop:
             return self._refused(loop)
+        try:
+            outgoing = self._outgoing(message)
+        except Unavailable as error:
+            self.mail.notes["problem"] = str(error)
+            return self._refused(Reason.STORE_UNAVAILABLE)
+        if outgoing.refusal:
+            return self._refused(outgoing.refusal.reason, outgoing.refusal.text)
+        return self._decide(message.with_changed_fields(outgoing.changed))
+
+    def _outgoing(self, message: Message) -> Outgoing:
+        """What holds for mail of our own users; it becomes what they are to be seen as."""
+        submission = self.service.submission
+        if submission is None or not self.mail.login:
+            return Outgoing()
+        outgoing = submission.outgoing(self.mail.login, message)
+        if outgoing.answer:
+            self.mail.changed = numbered(message, outgoing.changed)
+            self.mail.notes["shown_as"] = outgoing.answer.alias.path
+            if self.mail.sender and self.mail.sender.key == outgoing.answer.author.key:
+                self.mail.sender = outgoing.answer.alias
+                self.mail.sender_argument = outgoing.answer.alias.path
+                self.mail.new_sender = outgoing.answer.alias.path
+        return outgoing
+
+    def _decide(self, message: Message) -> Verdict:
         split = self.service.reinjector is not None
         envelopes = (partition if split else merge)(self.mail.recipients)
         if not envelopes:
@@ -84,15 +111,23 @@ class Completion:
                 return self._refused(Reason.REINJECT_FAILED)
         edits = Edits(
             recipients=recipient_edits(own, self.mail.recipients),
-            sender=self._srs_sender(own.handling),
+            sender=self._srs_sender(own.handling) or self.mail.new_sender,
+            change=self.mail.changed,
             remove=self._forged(message),
             headers=tuple(self._headers(own, message, results)),
             quarantine=quarantine.hold_reason(self.mail.recipients) if own.handling.held else "",
         )
+        self._remember(message)
         outcome = "held" if edits.quarantine else "accepted"
         measures.accepted(outcome)
         self._log(outcome)
         return Verdict(edits=edits)
+
+    def _remember(self, message: Message) -> None:
+        submission = self.service.submission
+        if submission and submission.memory:
+            policy = self.service.decider.policy
+            submission.memory.note(message, self.mail.recipients, policy)
 
     def _loop(self, message: Message) -> Reason | None:
         if message.count("received") > self.service.max_received:  # RFC 5321 section 6.3
@@ -241,10 +276,11 @@ class Completion:
         self.mail.notes["srs_sender"] = sender.path
         return sender.path
 
-    def _refused(self, reason: Reason) -> Verdict:
+    def _refused(self, reason: Reason, text: str = "") -> Verdict:
         measures.refused(reason)
-        self._log("refused", reason=reason.value, reply=str(REPLIES[reason]))
-        return Verdict(REPLIES[reason])
+        reply = REPLIES[reason].saying(text)
+        self._log("refused", reason=reason.value, reply=str(reply))
+        return Verdict(reply)
 
     def _log(self, what: str, **fields: str) -> None:
         self.service.logger.info(

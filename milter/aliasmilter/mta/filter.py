@@ -190,13 +190,18 @@ class Filter:
         if edits.sender:
             # No ESMTP arguments: Sendmail would reset all that the client gave.
             context.chgfrom(edits.sender)
+        for name, number, value in edits.change:
+            context.chgheader(name, number, self._exact(value))
         for name, number in edits.remove:
             context.chgheader(name, number, None)
         for name, value in edits.headers:
-            exact = value if self._protocol & Milter.P_HDR_LEADSPC else value.removeprefix(" ")
-            context.addheader(name, exact, 0)  # index 0: above everything
+            context.addheader(name, self._exact(value), 0)  # index 0: above everything
         if edits.quarantine:
             context.quarantine(edits.quarantine)
+
+    def _exact(self, value: str) -> str:
+        """A header value, with its leading space only where that was agreed."""
+        return value if self._protocol & Milter.P_HDR_LEADSPC else value.removeprefix(" ")
 
     def _refuse(self, reply: Reply) -> int:
         # libmilter takes the text for a format.

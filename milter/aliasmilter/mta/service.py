@@ -9,6 +9,7 @@ from aliasmilter.forwarding.decider import Decider
 from aliasmilter.forwarding.outbound import Outbound
 from aliasmilter.forwarding.trace import Tracer
 from aliasmilter.mta.reinject import Reinjector
+from aliasmilter.mta.submission import Submission
 from aliasmilter.mta.throttle import Throttle
 
 
@@ -24,6 +25,7 @@ class Service:
         max_received: more Received fields than that are a loop.
         logger: takes one line a message, and one a refused recipient.
         outbound: examines and seals what leaves; None when neither is wanted.
+        submission: what holds for sessions that have logged in; None: nothing of the kind.
         reinjector: submits the copies that need another handling; None: one handling a message.
         limits: what a client or a message may ask for.
         throttle: counts mail to return addresses that is no bounce; None: no limit.
@@ -36,6 +38,7 @@ class Service:
     max_received: int
     logger: structlog.typing.FilteringBoundLogger
     outbound: Outbound | None = None
+    submission: Submission | None = None
     reinjector: Reinjector | None = None
     limits: LimitsSection = field(default_factory=LimitsSection)
     throttle: Throttle | None = None

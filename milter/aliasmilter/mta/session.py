@@ -164,6 +164,8 @@ class Session:
         if len(self._mail.recipients) >= self._service.limits.recipients:
             return Decision(address, Reason.TOO_MANY_RECIPIENTS)
         try:
+            if objection := self._objection():
+                return objection
             decision = self._service.decider.decide(address)
             if decision.reason is Reason.SRS_REVERSED and self._is_too_much(address):
                 return Decision(address, Reason.SRS_THROTTLED)
@@ -177,6 +179,14 @@ class Session:
         if throttle is None or self._mail.sender_argument in ("<>", ""):
             return False
         return throttle.is_too_much(address, self._connection.client.ip)
+
+    def _objection(self) -> Decision | None:
+        """Why the client, when it has logged in, may not send as its sender (RFC 6409, 6.1)."""
+        mail, submission = self._mail, self._service.submission
+        if submission is None or not mail.login or mail.recipients:
+            return None  # nobody is accepted before it was asked
+        mail.objection = mail.objection or submission.objection(mail.login, mail.sender)
+        return mail.objection
 
     def _is_our_own(self) -> bool:
         """Whether the client is our own reinjection, which must not pass here a second time."""

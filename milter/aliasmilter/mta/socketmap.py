@@ -19,11 +19,11 @@ from aliasmilter.mail.address import (
     AddressError,
     parse_address,
     parse_domain,
-    split_subaddress,
 )
 from aliasmilter.mail.replies import Reason
 from aliasmilter.routing.decision import Decision
 from aliasmilter.routing.lookup import Absent, Unavailable
+from aliasmilter.routing.ownership import owners
 
 MAX_REQUEST = 10_000  # octets
 MAX_REPLY = 99_000  # octets; Postfix takes 100,000 with all that stands around them
@@ -97,11 +97,8 @@ class Maps:
 
     def _senders(self, address: Address) -> Answer:
         """The logins that may send as an address: the mailboxes it leads to."""
-        decision = self._decide(address)
-        if decision.settings is None or decision.quarantined:
-            return None
-        mailboxes = [f.address for f in decision.finals if not f.leaves]
-        return ",".join(str(self._without_detail(m, decision)) for m in mailboxes) or None
+        found = owners(self._decide(address), self._decider.policy)
+        return ",".join(str(mailbox) for mailbox in found) or None
 
     def _aliases(self, address: Address) -> Answer:
         """All that an address leads to."""
@@ -118,12 +115,6 @@ class Maps:
         if decision.reply and decision.reply.is_temporary:
             raise TemporaryError(f"{decision.reason}: {decision.problem}")
         return decision
-
-    def _without_detail(self, mailbox: Address, decision: Decision) -> Address:
-        own = decision.settings.delimiter if decision.settings else None
-        delimiter = self._decider.policy.delimiter if own is None else own
-        parts = split_subaddress(mailbox.local, delimiter)
-        return Address(parts[0], mailbox.domain) if parts else mailbox
 
     def _of_address(self, lookup: Callable[[Address], Answer]) -> Callable[[str], Answer]:
         """For keys that are no address (`@domain`, `user`), which MTAs also ask for."""

@@ -7,6 +7,7 @@ from aliasmilter.forwarding.arc import POSTFIX, SENDMAIL, Transport
 from aliasmilter.mail.address import Address
 from aliasmilter.mail.message import HeaderField, Message
 from aliasmilter.mail.replies import Reply
+from aliasmilter.routing.decision import Decision
 from aliasmilter.routing.plan import Handling, Recipient, RecipientEdits
 
 
@@ -52,6 +53,7 @@ class Edits:
     Attributes:
         recipients: to delete and to add.
         sender: the new reverse-path in brackets, or None.
+        change: (name, number, value) of fields that get another value, before any is removed.
         remove: (name, number) of header fields, so that none shifts one that follows.
         headers: (name, value) to insert on top, the last one topmost; folds are `\n` and a tab.
         quarantine: why the MTA is to hold the message, or "".
@@ -59,6 +61,7 @@ class Edits:
 
     recipients: RecipientEdits = field(default_factory=RecipientEdits)
     sender: str | None = None
+    change: tuple[tuple[str, int, str], ...] = ()
     remove: tuple[tuple[str, int], ...] = ()
     headers: tuple[tuple[str, str], ...] = ()
     quarantine: str = ""
@@ -86,6 +89,7 @@ class Transaction:
     Attributes:
         sender_argument: of MAIL, as it came.
         sender: parsed; None for the null reverse-path and for one that is no address.
+        objection: why the client, which has logged in, may not send as that, once it was asked.
         parameters: of MAIL, those that a copy keeps.
         login: of the client, when it authenticated.
         recipients: those that were accepted.
@@ -94,11 +98,14 @@ class Transaction:
         deferred: what the whole message is answered with, when a recipient could not be.
         broken: an event was lost.
         oversized: there were more header fields than are kept.
+        new_sender: in brackets, when it is to be seen as another one, or None.
+        changed: (name, number, value) of header fields that are to be seen in another way.
         notes: for the log line.
     """
 
     sender_argument: str = ""
     sender: Address | None = None
+    objection: Decision | None = None
     parameters: tuple[str, ...] = ()
     login: str = ""
     recipients: list[Recipient] = field(default_factory=list)
@@ -107,6 +114,8 @@ class Transaction:
     deferred: Reply | None = None
     broken: bool = False
     oversized: bool = False
+    new_sender: str | None = None
+    changed: tuple[tuple[str, int, str], ...] = ()
     headers: list[HeaderField] = field(default_factory=list)
     header_octets: int = 0
     chunks: list[bytes] = field(default_factory=list)

@@ -1,0 +1,234 @@
+"""Mail of our own users: who may send as what, and answers that must not show the mailbox."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from aliasmilter.forwarding.author import NoAuthorError, author_addresses
+from aliasmilter.forwarding.decider import Decider
+from aliasmilter.forwarding.identity import Keeper, Token, answered, message_id
+from aliasmilter.mail.address import Address, AddressError, parse_address
+from aliasmilter.mail.message import HeaderField, Message
+from aliasmilter.mail.replies import Reason
+from aliasmilter.routing.decision import Decision, Policy
+from aliasmilter.routing.ownership import owners
+from aliasmilter.routing.plan import Recipient
+
+# The fields in which an answer shows who wrote it (RFC 5322 section 3.6.2).
+SHOWING = (b"from", b"sender", b"reply-to")
+_NOBODY = Address("", "")
+
+
+class IdentityMode(StrEnum):
+    """What becomes of an answer that would show the mailbox behind an alias."""
+
+    OFF = "off"
+    REJECT = "reject"
+    REWRITE = "rewrite"
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Remembers through which alias a message reached a mailbox.
+
+    Attributes:
+        keeper: makes and reads what is kept.
+        get: the values that stand under these digests, None for those that are gone; raises
+            Unavailable.
+        put: keeps values under digests for some days; never raises.
+    """
+
+    keeper: Keeper
+    get: Callable[[Sequence[str]], Sequence[bytes | None]]
+    put: Callable[[Sequence[Token]], None]
+
+    def note(self, message: Message, recipients: Sequence[Recipient], policy: Policy) -> None:
+        """Remember the message for each mailbox here that it reaches through an alias."""
+        identifier = message_id(message)
+        if identifier is None:
+            return
+        tokens = [
+            self.keeper.token(identifier, mailbox, recipient.decision.address)
+            for recipient in recipients
+            if recipient.decision.reason is Reason.ALIAS
+            for mailbox in owners(recipient.decision, policy)
+            if mailbox.key != recipient.decision.address.key
+        ]
+        if tokens:
+            self.put(tokens)
+
+    def alias(self, identifiers: Sequence[bytes], mailbox: Address) -> Address | None:
+        """The alias through which the nearest of these messages reached the mailbox.
+
+        Raises:
+            Unavailable: the store does not answer.
+        """
+        digests = self.keeper.digests(identifiers, mailbox)
+        values = self.get(digests) if digests else ()
+        for digest, value in zip(digests, values, strict=True):
+            if value and (alias := self.keeper.alias(Token(digest, value))):
+                return alias
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer that would show a mailbox: as it stands in From, and the alias to show instead."""
+
+    author: Address
+    alias: Address
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """What is to be done with a message of our own user.
+
+    Attributes:
+        refusal: why it may not go out, or None.
+        answer: an answer that shows the alias now, or None.
+        changed: the header fields that do so, by position.
+    """
+
+    refusal: Decision | None = None
+    answer: Answer | None = None
+    changed: Mapping[int, HeaderField] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """What holds for sessions that have logged in.
+
+    Attributes:
+        decider: decides whose an address is.
+        owners_only: a login sends as its own addresses alone.
+        logins: login -> its mailboxes; a login that is not in it is an address itself.
+        login_domain: of logins that have none, or "".
+        identity: what becomes of an answer that would show the mailbox.
+        memory: None when `identity` is off.
+    """
+
+    decider: Decider
+    owners_only: bool
+    logins: Mapping[str, Sequence[str]]
+    login_domain: str
+    identity: IdentityMode = IdentityMode.OFF
+    memory: Memory | None = None
+
+    def objection(self, login: str, sender: Address | None) -> Decision | None:
+        """Why the login may not send as this address; None when it may.
+
+        Addresses in domains that are not managed are none of our business.
+
+        Raises:
+            Unavailable: the store does not answer.
+        """
+        if not self.owners_only or sender is None or not sender.domain:
+            return None
+        decision = self.decider.decide(sender)
+        if decision.settings is None:
+            return None
+        if decision.reply and decision.reply.is_temporary:
+            return decision
+        if {owner.key for owner in owners(decision, self.decider.policy)} & self._mailboxes(login):
+            return None
+        return Decision(
+            sender,
+            Reason.NOT_OWNER,
+            text=f"<{sender}> is no address that {login} may send from",
+        )
+
+    def outgoing(self, login: str, message: Message) -> Outgoing:
+        """What is to be done with a message that the login sends.
+
+        Raises:
+            Unavailable: the store does not answer.
+        """
+        refusal = self._author_objection(login, message)
+        answer = None if refusal else self._answer(message)
+        if answer is None:
+            return Outgoing(refusal)
+        changed = disguised(message, answer)
+        if self.identity is IdentityMode.REWRITE and all(map(_is_utf8, changed.values())):
+            return Outgoing(None, answer, changed)
+        text = f"This answers mail to <{answer.alias}>: send it from there, not <{answer.author}>"
+        return Outgoing(Decision(answer.author, Reason.SHOWS_MAILBOX, text=text))
+
+    def _author_objection(self, login: str, message: Message) -> Decision | None:
+        """Why the login may not send as one of the addresses in From; None when it may."""
+        if not self.owners_only:
+            return None
+        try:
+            authors = author_addresses(message)
+        except NoAuthorError as error:
+            # Who reads it may take it for anybody.
+            return Decision(_NOBODY, Reason.NOT_OWNER, text=f"{error}: {login} may not send that")
+        objections = (self.objection(login, author) for author in authors)
+        return next((found for found in objections if found), None)
+
+    def _answer(self, message: Message) -> Answer | None:
+        """The mailbox in From and the alias it stands for, when the message answers one to that."""
+        if self.memory is None:
+            return None
+        identifiers = answered(message)
+        try:
+            authors = author_addresses(message) if identifiers else ()
+        except NoAuthorError:
+            return None
+        for author in authors:
+            decision = self.decider.decide(author)
+            if decision.reason is not Reason.MAILBOX:
+                continue  # an alias: that is what is to be shown
+            for mailbox in owners(decision, self.decider.policy):
+                if alias := self.memory.alias(identifiers, mailbox):
+                    return Answer(author, alias)
+        return None
+
+    def _mailboxes(self, login: str) -> set[str]:
+        """The keys of the mailboxes of a login."""
+        bare = login if "@" in login else f"{login}@{self.login_domain}"
+        given = self.logins.get(login, [bare])
+        return {_key(text) for text in given}
+
+
+def disguised(message: Message, answer: Answer) -> dict[int, HeaderField]:
+    """The fields that show the mailbox, by position, as they show the alias instead."""
+    shown = re.compile(
+        rb"(?<![A-Za-z0-9!#$%%&'*+/=?^_`{|}~.-])%b(?![A-Za-z0-9-]|\.[A-Za-z0-9])"
+        % re.escape(str(answer.author).encode()),
+        re.IGNORECASE,
+    )
+    alias = str(answer.alias).encode()
+    return {
+        position: HeaderField(found.name, changed)
+        for position, found in enumerate(message.headers)
+        if found.key in SHOWING
+        and (changed := shown.sub(lambda _: alias, found.value)) != found.value
+    }
+
+
+def numbered(
+    message: Message, changed: Mapping[int, HeaderField]
+) -> tuple[tuple[str, int, str], ...]:
+    """The changed fields as a milter names them: name, number among those of the name, value."""
+    found = []
+    for position, new in changed.items():
+        same = [one.key for one in message.headers[: position + 1]].count(new.key)
+        found.append((new.name.decode("ascii"), same, new.value.decode("utf-8")))
+    return tuple(found)
+
+
+def _is_utf8(changed: HeaderField) -> bool:
+    """Whether a milter can hand the value over: what cannot be rewritten must not go out."""
+    try:
+        changed.value.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return b"\0" not in changed.value
+
+
+def _key(text: str) -> str:
+    try:
+        return parse_address(text, any_dots=True).key
+    except AddressError:
+        return ""  # of nobody

@@ -1,0 +1,282 @@
+"""Who may send as what, and answers that must not show the mailbox."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aliasmilter.forwarding.author import NoAuthorError, author_addresses
+from aliasmilter.forwarding.identity import MAX_IDS, Keeper, Token, answered, message_id
+from aliasmilter.mail.address import parse_address
+from aliasmilter.mail.message import HeaderField, Message
+from aliasmilter.mta.submission import Answer, IdentityMode, Memory, Submission, disguised
+from aliasmilter.mta.transaction import Edits, Verdict
+from tests.unit.fakes import Scene, Store
+
+RULES = {
+    "example.com": {
+        "bob": "bob@example.com",
+        "carol": "carol@example.com",
+        "sales": "bob@example.com",
+        "press": "bob@example.com",
+        "team": "bob@example.com carol@example.com",
+        "out": "me@gmail.example",
+        "gone": "disabled",
+        "a": "b@example.com",
+        "b": "a@example.com",
+    },
+    "catch.example": {"*": "quarantine"},
+}
+BOB = "bob@example.com"
+
+
+class Memories:
+    """A store for what is remembered."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, bytes] = {}
+
+    def put(self, tokens: list[Token]) -> None:
+        self.values.update((token.digest, token.value) for token in tokens)
+
+    def get(self, digests: list[str]) -> list[bytes | None]:
+        return [self.values.get(digest) for digest in digests]
+
+
+def scene(identity: str = "off", **options: object) -> Scene:
+    made = Scene(Store(RULES))
+    service = made.session._service
+    memories = Memories()
+    memory = Memory(Keeper(["a secret"]), memories.get, memories.put)  # type: ignore[arg-type]
+    settings: dict[str, object] = {
+        "decider": service.decider,
+        "owners_only": True,
+        "logins": {"b.jones": [BOB]},
+        "login_domain": "example.com",
+        "identity": IdentityMode(identity),
+        "memory": None if identity == "off" else memory,
+    }
+    submission = Submission(**settings | options)  # type: ignore[arg-type]
+    made.session._service = replace(service, submission=submission)
+    return made
+
+
+def sent(
+    made: Scene, login: str, sender: str, *headers: tuple[str, str], to: str = "x@else.example"
+) -> str | Verdict:
+    """The reply to RCPT when it is refused, else the verdict at the end."""
+    made.session.mail(f"<{sender}>".encode(), [], login)
+    (reply,) = made.rcpt(f"<{to}>")
+    if reply:
+        return reply
+    fields = headers or (("From", f" {sender}"),)
+    return made.end(*((name, value.encode()) for name, value in fields))
+
+
+def edits(result: str | Verdict) -> Edits:
+    assert isinstance(result, Verdict)
+    assert result.reply is None
+    return result.edits
+
+
+OWN = [BOB, "bob+x@example.com", "BOB@example.com", "sales@example.com", "sales+x@example.com"]
+OWN += ["team@example.com", "anybody@unmanaged.example", ""]
+
+
+@pytest.mark.parametrize("sender", OWN)
+@pytest.mark.parametrize("login", [BOB, "Bob@Example.com", "bob", "b.jones"])
+def test_a_login_sends_as_its_mailboxes_and_the_aliases_that_lead_there(
+    sender: str, login: str
+) -> None:
+    edits(sent(scene(), login, sender, ("From", f" {sender or BOB}")))
+
+
+FOREIGN = ["carol@example.com", "nobody@example.com", "out@example.com", "gone@example.com"]
+FOREIGN += ["guess@catch.example"]
+
+
+@pytest.mark.parametrize("sender", FOREIGN)
+def test_anything_else_in_a_managed_domain_is_refused_by_name(sender: str) -> None:
+    reply = sent(scene(), BOB, sender)
+    assert reply == f"553 5.7.1 <{sender}> is no address that {BOB} may send from"
+
+
+@pytest.mark.parametrize("login", ["mallory", "x@other.example", "", "@", "b.jones@example.com"])
+def test_a_login_without_a_mailbox_owns_nothing(login: str) -> None:
+    made = scene()
+    result = sent(made, login or "?", BOB)
+    assert str(result).startswith("553 5.7.1")
+
+
+def test_without_a_login_nobody_is_asked() -> None:
+    edits(sent(scene(), "", "carol@example.com"))
+
+
+def test_anyone_may_send_when_the_configuration_says_so() -> None:
+    edits(sent(scene(owners_only=False), BOB, "carol@example.com"))
+
+
+def test_rules_that_cannot_be_decided_and_a_store_that_is_away_are_temporary() -> None:
+    made = scene()
+    assert str(sent(made, BOB, "a@example.com")).startswith("451 4.4.6")
+    made.store.down = True
+    assert str(sent(made, BOB, BOB)).startswith("451 4.3.0")
+
+
+@pytest.mark.parametrize(
+    "author",
+    [
+        "carol@example.com",
+        "Bob <carol@example.com>",
+        "bob@example.com, carol@example.com",
+        '"bob@example.com" <carol@example.com>',
+        "bob@example.com (x) <carol@example.com>",
+        "carol@example.com <bob@example.com",
+        "a@b@example.com",
+        '"carol"@example.com',
+    ],
+)
+def test_the_from_field_must_be_the_login_s_too(author: str) -> None:
+    result = sent(scene(), BOB, BOB, ("From", f" {author}"))
+    assert isinstance(result, Verdict)
+    assert str(result.reply).startswith("553 5.7.1")
+
+
+def test_a_second_from_field_is_no_way_around() -> None:
+    result = sent(scene(), BOB, BOB, ("From", f" {BOB}"), ("FROM", " carol@example.com"))
+    assert isinstance(result, Verdict)
+    assert str(result.reply).startswith("553 5.7.1 <carol@example.com>")
+
+
+def test_a_message_without_from_goes_as_its_sender() -> None:
+    edits(sent(scene(), BOB, BOB, ("To", " x@else.example")))
+
+
+QUESTION = (("From", " alice@bank.example"), ("Message-ID", " <1@bank.example>"))
+REPLY = ("In-Reply-To", " <1@bank.example>")
+
+
+def asked(made: Scene, to: str = "sales@example.com") -> Scene:
+    edits(sent(made, "", "alice@bank.example", *QUESTION, to=to))
+    return made
+
+
+def test_an_answer_shows_the_alias_instead_of_the_mailbox() -> None:
+    made = asked(scene("rewrite"))
+    answer = edits(
+        sent(
+            made, BOB, BOB,
+            ("Subject", " Re: x"),
+            ("From", ' "Bob, the one" <Bob@example.com>'),
+            REPLY,
+            ("Reply-To", " bob@example.com, carol@example.com"),
+            ("Sender", " not-bob@example.com, bob@example.com.example"),
+        )
+    )  # fmt: skip
+    assert answer.sender == "<sales@example.com>"
+    assert answer.change == (
+        ("From", 1, ' "Bob, the one" <sales@example.com>'),
+        ("Reply-To", 1, " sales@example.com, carol@example.com"),
+    )
+
+
+def test_an_answer_can_be_refused_with_the_alias_to_use() -> None:
+    result = sent(asked(scene("reject")), BOB, BOB, ("From", f" {BOB}"), REPLY)
+    assert isinstance(result, Verdict)
+    assert str(result.reply) == (
+        "550 5.7.1 This answers mail to <sales@example.com>: send it from there, not "
+        "<bob@example.com>"
+    )
+
+
+def test_the_subaddress_of_the_alias_comes_back_too() -> None:
+    made = asked(scene("rewrite"), "sales+fair@example.com")
+    assert edits(sent(made, BOB, BOB, ("From", f" {BOB}"), REPLY)).sender == (
+        "<sales+fair@example.com>"
+    )
+
+
+def test_in_a_thread_with_several_aliases_the_nearest_message_decides() -> None:
+    made = asked(scene("rewrite"))
+    second = (("From", " alice@bank.example"), ("Message-ID", " <2@bank.example>"))
+    edits(sent(made, "", "alice@bank.example", *second, to="press@example.com"))
+    thread = ("References", " <1@bank.example> <2@bank.example>")
+    assert edits(sent(made, BOB, BOB, ("From", f" {BOB}"), thread)).sender == "<press@example.com>"
+    answer = sent(made, BOB, BOB, ("From", f" {BOB}"), thread, REPLY)
+    assert edits(answer).sender == "<sales@example.com>"
+
+
+@pytest.mark.parametrize(
+    ("login", "sender", "reply_to"),
+    [
+        (BOB, "sales@example.com", "<1@bank.example>"),
+        (BOB, BOB, "<other@bank.example>"),
+        ("carol@example.com", "carol@example.com", "<1@bank.example>"),
+    ],
+)
+def test_what_shows_no_mailbox_or_answers_nothing_stays(
+    login: str, sender: str, reply_to: str
+) -> None:
+    made = asked(scene("rewrite"))
+    answer = edits(sent(made, login, sender, ("From", f" {sender}"), ("In-Reply-To", reply_to)))
+    assert (answer.sender, answer.change) == (None, ())
+
+
+def test_mail_to_the_mailbox_itself_is_not_remembered() -> None:
+    made = asked(scene("rewrite"), BOB)
+    assert edits(sent(made, BOB, BOB, ("From", f" {BOB}"), REPLY)).sender is None
+
+
+def test_what_a_milter_cannot_write_is_refused_rather_than_shown() -> None:
+    made = asked(scene("rewrite"))
+    made.session.mail(f"<{BOB}>".encode(), [], BOB)
+    assert made.rcpt("<x@else.example>") == [""]
+    latin = (("Reply-To", b' "J\xf6rg" <bob@example.com>'), ("From", b" bob@example.com"))
+    verdict = made.end(*latin, ("In-Reply-To", b" <1@bank.example>"))
+    assert str(verdict.reply).startswith("550 5.7.1 This answers mail to <sales@example.com>")
+
+
+def test_nothing_that_is_kept_shows_an_address() -> None:
+    keeper, sales = Keeper(["a secret"]), parse_address("sales@example.com")
+    token = keeper.token(b"<1@bank.example>", parse_address(BOB), sales)
+    kept = token.digest.encode() + token.value
+    assert not [word for word in (b"sales", b"bob", b"bank", b"example") if word in kept]
+    assert keeper.alias(token) == sales
+    assert keeper.alias(replace(token, digest="0" * 40)) is None
+    assert Keeper(["another"]).alias(token) is None
+    assert Keeper(["another", "a secret"]).alias(token) == sales
+
+
+@given(st.binary(max_size=200))
+def test_an_alias_is_read_from_what_we_wrote_alone(octets: bytes) -> None:
+    assert Keeper(["a secret"]).alias(Token("0" * 40, octets)) is None
+
+
+def message(*fields: tuple[bytes, bytes]) -> Message:
+    return Message(tuple(HeaderField(*field) for field in fields))
+
+
+@given(st.binary(max_size=300))
+def test_message_ids_are_found_in_anything(octets: bytes) -> None:
+    names = (b"References", b"In-Reply-To", b"Message-ID")
+    fields = message(*((name, octets * 20) for name in names))
+    assert len(answered(fields)) <= MAX_IDS
+    message_id(fields)
+
+
+@given(st.text(max_size=80))
+def test_the_addresses_of_from_are_found_or_it_is_refused(text: str) -> None:
+    try:
+        author_addresses(message((b"From", text.encode("utf-8", "replace"))))
+    except NoAuthorError as error:
+        assert str(error)
+
+
+def test_disguised_leaves_other_addresses_alone() -> None:
+    answer = Answer(parse_address(BOB), parse_address("sales@example.com"))
+    others = ("x.bob@example.com", "x-bob@example.com", "bob@example.com.example", "bob@example.co")
+    before = " " + ", ".join(others)
+    assert disguised(message((b"From", before.encode())), answer) == {}
