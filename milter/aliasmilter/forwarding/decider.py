@@ -33,19 +33,23 @@ class Decider:
     srs_domain: str
     clock: Callable[[], float]
 
-    def decide(self, address: Address) -> Decision:
+    def decide(self, address: Address, sender: Address | None = None) -> Decision:
         """The decision of the rules, or that of a return address.
+
+        Args:
+            address: the recipient.
+            sender: of the message, whom rules may block; None for the null sender.
 
         Raises:
             Unavailable: the store did not answer.
         """
         if not looks_like_srs(address):
-            return self._resolve(address)
+            return self._resolve(address, sender)
         try:
-            sender = self.rewriter.reverse(address)
+            original = self.rewriter.reverse(address)
         except SRSError as error:
             return self._unproven(address, error)
-        decision = self._resolve(sender, is_target=True)
+        decision = self._resolve(original, sender, is_target=True)
         if decision.reply is None and decision.reason is not Reason.DISCARDED:
             decision = replace(decision, reason=Reason.SRS_REVERSED)
         return replace(decision, address=address)
@@ -58,11 +62,15 @@ class Decider:
         """
         if error.reason is Reason.SRS_EXPIRED or address.domain == self.srs_domain:
             return Decision(address, error.reason, problem=str(error))
-        decision = self._resolve(address)
+        decision = self._resolve(address, None)
         if decision.reason in (Reason.UNKNOWN, Reason.CATCH_ALL):
             return Decision(address, error.reason, problem=str(error))
         return decision
 
-    def _resolve(self, address: Address, *, is_target: bool = False) -> Decision:
+    def _resolve(
+        self, address: Address, sender: Address | None, *, is_target: bool = False
+    ) -> Decision:
         today = datetime.fromtimestamp(self.clock(), UTC).date()
-        return resolve(address, self.lookup, self.policy, today, is_target=is_target)
+        return resolve(
+            address, self.lookup, self.policy, today, is_target=is_target, sender=sender
+        )

@@ -108,6 +108,18 @@ class Results:
     client_ip: str = ""
 
     @property
+    def authenticated(self) -> tuple[str, ...]:
+        """The domains that have proved to be behind the message: by DKIM, then by SPF.
+
+        A HELO name that passes says who runs the host, not who wrote (RFC 7208 section 2.3).
+        """
+        found = [one.domain for one in self.dkim if one.verdict is Verdict.PASS]
+        spf = self.spf
+        if spf and spf.verdict is Verdict.PASS and spf.identity is Identity.MAIL_FROM:
+            found.append(spf.domain)
+        return tuple(dict.fromkeys(domain for domain in found if domain))
+
+    @property
     def summary(self) -> dict[str, str]:
         """The verdicts by method, for a log line."""
         named = {"spf": self.spf, "dmarc": self.dmarc, "arc": self.arc}

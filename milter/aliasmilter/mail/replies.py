@@ -27,6 +27,8 @@ class Reason(StrEnum):
     DISABLED = "disabled"
     EXPIRED = "expired"
     REJECTED = "rejected"
+    BLOCKED = "blocked"  # this sender, for this address or domain
+    NOT_VENDOR = "not-vendor"  # a strict address that somebody else writes to
     LOOP = "loop"
     TOO_MANY_HOPS = "too-many-hops"
     SRS_FORGED = "srs-forged"
@@ -91,6 +93,8 @@ REPLIES: dict[Reason, Reply] = {
     Reason.DISABLED: Reply(550, "5.2.1", "This address is disabled"),
     Reason.EXPIRED: Reply(550, "5.2.1", "This address is no longer in use"),
     Reason.REJECTED: Reply(550, "5.7.1", "This address does not accept your message"),
+    Reason.BLOCKED: Reply(550, "5.7.1", "This address does not accept mail from you"),
+    Reason.NOT_VENDOR: Reply(550, "5.7.1", "This address does not accept mail from you"),
     Reason.LOOP: Reply(554, "5.4.6", "Mail loop: this message has passed this address already"),
     Reason.TOO_MANY_HOPS: Reply(554, "5.4.6", "Mail loop: too many Received header fields"),
     Reason.SRS_FORGED: Reply(550, "5.7.1", "This return address was not made here"),

@@ -66,6 +66,7 @@ def make_service(
         max_received=config.mail.max_received,
         logger=log.get(),
         outbound=outbound if outbound.is_wanted else None,
+        examiner=outbound,
         reinjector=make_reinjector(config, store),
         limits=config.limits,
         throttle=make_throttle(config.limits, store.count),

@@ -26,6 +26,7 @@ from aliasmilter.mta.transaction import (
     Verdict,
     describe,
 )
+from aliasmilter.mta.vendors import vendors_of
 from aliasmilter.routing.lookup import Unavailable
 from aliasmilter.routing.plan import (
     Envelope,
@@ -88,12 +89,28 @@ class Completion:
             self._log("discarded")
             return Verdict(discard=True)
         leaving = any(envelope.handling.leaves for envelope in envelopes)
-        results = self._examine(message) if leaving else None
-        outbound = self.service.outbound
-        refusal = outbound.refusal(results) if outbound and results else None
+        watched = self.service.vendors is not None and any(vendors_of(self.mail.recipients))
+        wanted = watched or (leaving and self.service.outbound is not None)
+        results = self._examine(message) if wanted else None
+        refusal = self._refusal(results, leaving=leaving) if results else None
         if refusal:
             return self._refused(refusal)
         return self._carry_out(envelopes, message, results)
+
+    def _refusal(self, results: Results, *, leaving: bool) -> Reason | None:
+        """Why the message is refused for what is true of it."""
+        outbound, vendors = self.service.outbound, self.service.vendors
+        if leaving and outbound and (reason := outbound.refusal(results)):
+            return reason
+        if vendors is None or self._is_our_own:
+            return None
+        return vendors.watch(self.mail.recipients, results)
+
+    @property
+    def _is_our_own(self) -> bool:
+        """Whether no host of the sender's domain has handed it to us: our own users."""
+        client = self.connection.client
+        return bool(self.mail.login) or client.ip is None or client.is_local_submission
 
     def _carry_out(
         self, envelopes: Sequence[Envelope], message: Message, results: Results | None
@@ -138,14 +155,13 @@ class Completion:
         return None
 
     def _examine(self, message: Message) -> Results | None:
-        outbound, client = self.service.outbound, self.connection.client
-        if outbound is None:
+        examiner, client = self.service.examiner, self.connection.client
+        if examiner is None:
             return None
-        if self.mail.login or client.ip is None or client.is_local_submission:
-            # Our own user's: no host of the sender's domain has handed it to us.
+        if client.ip is None or self._is_our_own:
             return Results()
         sender = str(self.mail.sender) if self.mail.sender else ""
-        results = outbound.examine(
+        results = examiner.examine(
             message, authentication.Client(client.ip, self.connection.helo), sender
         )
         measures.examined(results)

@@ -62,7 +62,7 @@ class Filter:
         self._in_transaction = False
         self._logger: structlog.typing.FilteringBoundLogger = service.logger
         self._session = Session(service)
-        self._examines = service.outbound is not None or service.reinjector is not None
+        self._examines = bool(service.outbound or service.reinjector or service.vendors)
         self._protocol = 0
         self._turned_away: Reason | None = None
 

@@ -11,6 +11,7 @@ from aliasmilter.forwarding.trace import Tracer
 from aliasmilter.mta.reinject import Reinjector
 from aliasmilter.mta.submission import Submission
 from aliasmilter.mta.throttle import Throttle
+from aliasmilter.mta.vendors import Vendors
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,8 @@ class Service:
         max_received: more Received fields than that are a loop.
         logger: takes one line a message, and one a refused recipient.
         outbound: examines and seals what leaves; None when neither is wanted.
+        examiner: says what is true of a message, also when nothing that leaves asks for it.
+        vendors: watches over addresses that were given to vendors; needs `examiner`.
         submission: what holds for sessions that have logged in; None: nothing of the kind.
         reinjector: submits the copies that need another handling; None: one handling a message.
         limits: what a client or a message may ask for.
@@ -38,6 +41,8 @@ class Service:
     max_received: int
     logger: structlog.typing.FilteringBoundLogger
     outbound: Outbound | None = None
+    examiner: Outbound | None = None
+    vendors: Vendors | None = None
     submission: Submission | None = None
     reinjector: Reinjector | None = None
     limits: LimitsSection = field(default_factory=LimitsSection)

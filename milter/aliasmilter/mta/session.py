@@ -18,6 +18,7 @@ from aliasmilter.mta.completion import Completion
 from aliasmilter.mta.reinject import mail_parameters
 from aliasmilter.mta.service import Service
 from aliasmilter.mta.transaction import Client, Connection, Transaction, Verdict
+from aliasmilter.mta.vendors import vendors_of
 from aliasmilter.routing.decision import Decision, Final
 from aliasmilter.routing.lookup import Unavailable
 from aliasmilter.routing.plan import Recipient, handling_of, handlings_of
@@ -109,11 +110,13 @@ class Session:
 
     @property
     def wants_body(self) -> bool:
-        """Whether the body is looked at: only that of mail that leaves or is split."""
+        """Whether the body is looked at: only that of mail that leaves, is split, or examined."""
         handlings, service = self._mail.handlings, self._service
         if self._mail.oversized:
             return False
         if service.reinjector and len(handlings) > 1:
+            return True
+        if service.vendors and any(vendors_of(self._mail.recipients)):
             return True
         return service.outbound is not None and any(h.leaves for h in handlings)
 
@@ -166,7 +169,7 @@ class Session:
         try:
             if objection := self._objection():
                 return objection
-            decision = self._service.decider.decide(address)
+            decision = self._service.decider.decide(address, self._mail.sender)
             if decision.reason is Reason.SRS_REVERSED and self._is_too_much(address):
                 return Decision(address, Reason.SRS_THROTTLED)
         except Unavailable as error:
@@ -207,10 +210,13 @@ class Session:
         mail, handling = self._mail, handling_of(decision)
         if handling is None or mail.handling is None:
             return False
+        local = self._connection.client.is_local_submission
+        if handling.strict != mail.handling.strict and not local:
+            return True  # it may be refused at the end, and nobody else with it
         if self._service.reinjector:
             # A milter can hold one envelope only: that of the MTA's own transaction.
             return len({h for h in mail.handlings | handlings_of(decision) if h.held}) > 1
-        return handling != mail.handling and not self._connection.client.is_local_submission
+        return handling != mail.handling and not local
 
     def _left_to_the_mta(self, decision: Decision) -> Decision:
         """Mail handed in on this host: what we would refuse for now waits as a whole."""

@@ -50,6 +50,15 @@ class Quarantined:
 
 
 @dataclass(frozen=True, slots=True)
+class Vendor:
+    """An address that was given to somebody: which, to whom, and whether to nobody else."""
+
+    address: Address
+    domain: str
+    strict: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
     """One expansion, for people to read.
 
@@ -77,6 +86,7 @@ class Decision:
         text: a reply text of a rule, or "".
         problem: for the log: which key and field is at fault, and how; or "".
         quarantined: hits that went to quarantine on the way.
+        vendors: the addresses on the way that were given to somebody.
         settings: of the domain of the recipient, when it is managed.
         explain: says how the decision was found.
     """
@@ -87,6 +97,7 @@ class Decision:
     text: str = ""
     problem: str = ""
     quarantined: tuple[Quarantined, ...] = ()
+    vendors: tuple[Vendor, ...] = ()
     settings: Settings | None = None
     explain: Callable[[], tuple[Step, ...]] = field(default=tuple, compare=False, repr=False)
 

@@ -46,6 +46,8 @@ class Handling:
         srs_domain: of the SRS sender; None for the configuration's.
         seal: (d=, s=) of the ARC set where the domain has its own; None for the configuration's.
         quarantined: a header tells the original recipient, which no other copy may carry.
+        strict: the address that only its vendor may write to: refused at the end of the message,
+            which is for all its recipients.
     """
 
     leaves: bool = False
@@ -53,6 +55,7 @@ class Handling:
     srs_domain: str | None = None
     seal: tuple[str | None, str | None] | None = None
     quarantined: bool = False
+    strict: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,15 +158,20 @@ def recipient_edits(envelope: Envelope, recipients: Sequence[Recipient]) -> Reci
 
 
 def _handling(decision: Decision, finals: Sequence[Final]) -> Handling:
-    held = any(final.held for final in finals)
-    quarantined = bool(decision.quarantined)
-    if not any(final.leaves for final in finals):
-        return Handling(held=held, quarantined=quarantined)
+    common = Handling(
+        held=any(final.held for final in finals),
+        quarantined=bool(decision.quarantined),
+        strict=next((vendor.address.key for vendor in decision.vendors if vendor.strict), ""),
+    )
     settings = decision.settings
+    if not any(final.leaves for final in finals):
+        return common
     if settings is None:
-        return Handling(leaves=True, held=held, quarantined=quarantined)
+        return replace(common, leaves=True)
     seal = (settings.arc_domain, settings.arc_selector)
-    return Handling(True, held, settings.srs_domain, seal if any(seal) else None, quarantined)
+    return replace(
+        common, leaves=True, srs_domain=settings.srs_domain, seal=seal if any(seal) else None
+    )
 
 
 def _placed(recipients: Sequence[Recipient]) -> Iterator[tuple[Handling, Delivery]]:

@@ -21,7 +21,7 @@ from graphlib import CycleError, TopologicalSorter
 
 from aliasmilter.mail.address import Address, split_subaddress
 from aliasmilter.mail.replies import REPLIES, Reason
-from aliasmilter.routing.decision import Decision, Final, Policy, Quarantined, Step
+from aliasmilter.routing.decision import Decision, Final, Policy, Quarantined, Step, Vendor
 from aliasmilter.routing.lookup import Absent, Answer, Found, Lookup, Unreadable, fields_for
 from aliasmilter.routing.rules import (
     CATCH_ALL,
@@ -81,6 +81,7 @@ class _Outcome:
     problem: str = ""
     says: str = ""
     quarantined: Quarantined | None = None
+    vendor: Vendor | None = None
     rule: str = ""
     rule_text: str = ""
     settings: Settings | None = None
@@ -100,6 +101,7 @@ def resolve(
     today: date,
     *,
     is_target: bool = False,
+    sender: Address | None = None,
 ) -> Decision:
     """Decide a recipient.
 
@@ -110,6 +112,7 @@ def resolve(
         today: the day in UTC, for `expires`.
         is_target: mail to it is forwarded by us (a reversed SRS address): outside our domains
             it leaves.
+        sender: of the message, for `block`; None for the null sender.
 
     Returns:
         The decision, whatever the rules hold.
@@ -117,7 +120,7 @@ def resolve(
     Raises:
         Unavailable: the lookup did.
     """
-    search = _Search(address, policy, today)
+    search = _Search(address, policy, today, sender)
     frontier = [_Hop(address, address, is_target=is_target)]
     for _ in range(MAX_DEPTH + 1):
         if len(search.outcomes) + len(frontier) > MAX_ADDRESSES:
@@ -135,6 +138,7 @@ class _Search:
     address: Address
     policy: Policy
     today: date
+    sender: Address | None
     outcomes: dict[tuple[str, str, bool], _Outcome] = field(default_factory=dict)
     hops: dict[tuple[str, str, bool], _Hop] = field(default_factory=dict)
     read: int = 0
@@ -148,7 +152,7 @@ class _Search:
             # A thousand rules of 64 KB each would be millions of targets.
             if len(following) > MAX_ADDRESSES or self.read > MAX_TEXT:
                 break
-            outcome = _Expansion(hop, self.policy, self.today).expand(answer)
+            outcome = _Expansion(hop, self.policy, self.today, self.sender).expand(answer)
             key = hop.key
             self.outcomes[key] = outcome
             self.hops[key] = hop
@@ -221,6 +225,7 @@ class _Search:
 
     def _accept(self, finals: list[Final]) -> Decision:
         quarantined = tuple(o.quarantined for o in self.outcomes.values() if o.quarantined)
+        vendors = tuple(o.vendor for o in self.outcomes.values() if o.vendor)
         settings = self._settings()
         if quarantined:
             reason = quarantined[0].reason
@@ -235,6 +240,7 @@ class _Search:
             reason,
             finals=tuple(finals),
             quarantined=quarantined,
+            vendors=vendors,
             settings=settings,
             explain=self.steps,
         )
@@ -262,6 +268,7 @@ class _Expansion:
     hop: _Hop
     policy: Policy
     today: date
+    sender: Address | None
 
     def expand(self, answer: Answer) -> _Outcome:
         if isinstance(answer, Absent):
@@ -309,6 +316,8 @@ class _Expansion:
             return _invalid(rule_name, str(error))
         outcome = self._apply(rule, name, detail, settings)
         outcome.rule, outcome.rule_text = rule_name, raw.decode("utf-8")
+        if rule.vendor:
+            outcome.vendor = Vendor(hop.carried, rule.vendor, rule.strict)
         return outcome
 
     def _respelt(self, delimiter: str) -> Address | None:
@@ -346,6 +355,8 @@ class _Expansion:
     def _apply(self, rule: Rule, name: str, detail: str, settings: Settings) -> _Outcome:
         if rule.expires and self.today > rule.expires:
             return _Outcome(reason=Reason.EXPIRED, says=f"expired on {rule.expires}")
+        if rule.blocks(self.sender):
+            return _Outcome(reason=Reason.BLOCKED, says=f"blocks {self.sender}")
         if rule.action is Action.QUARANTINE:
             return self._quarantine(rule, name, settings)
         if rule.action:

@@ -3,7 +3,9 @@ r"""The grammar of the rules: what people type into Redis, and what it means.
     rule     = ( action / 1*target ) *option     ; words, parted by blanks or commas
     action   = "quarantine" / "discard" / ( "disabled" / "defer" / "reject" ) [ text ]
     target   = Local-part "@" Domain / "@" Domain
-    option   = "vendor=" Domain / "expires=" YYYY-MM-DD / "note=" rest-of-line
+    option   = "vendor=" Domain [ "strict" ] / "expires=" YYYY-MM-DD / "note=" rest-of-line
+             / "block=" sender *( ";" sender )       ; may stand several times
+    sender   = Local-part "@" Domain / Domain        ; a domain stands for all below it too
     text     = the rest of the line, up to an option "note="
 
 A word that is none of these makes the rule invalid: what was meant is not guessed, for a guess
@@ -66,6 +68,8 @@ class Rule:
         action: None when there are targets.
         text: the reply text of `disabled`, `defer` and `reject`, as written.
         vendor: the domain whose address this is (A-labels), or None.
+        strict: nobody but the vendor may write to it.
+        block: keys of addresses, and domains, whose mail is refused.
         expires: the last day (UTC) on which the rule holds, or None.
         note: for people; never acted on.
     """
@@ -74,8 +78,14 @@ class Rule:
     action: Action | None = None
     text: str = ""
     vendor: str | None = None
+    strict: bool = False
+    block: frozenset[str] = frozenset()
     expires: date | None = None
     note: str = ""
+
+    def blocks(self, sender: Address | None) -> bool:
+        """Whether mail of this sender is refused; that of the null sender never is."""
+        return bool(self.block) and not self.block.isdisjoint(sender_keys(sender))
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +109,15 @@ class Settings:
     srs_domain: str | None = None
     arc_domain: str | None = None
     arc_selector: str | None = None
+
+
+def sender_keys(sender: Address | None) -> tuple[str, ...]:
+    """What a sender can be blocked by: its key, its domain, and the domains above that."""
+    if sender is None or not sender.domain:
+        return ()
+    labels = sender.domain.split(".")
+    above = (".".join(labels[start:]) for start in range(len(labels)))
+    return (sender.key, *above)
 
 
 def parse_rule(raw: bytes) -> Rule:
@@ -195,16 +214,22 @@ class _Builder:
     targets: dict[Target, None] = field(default_factory=dict)
     actions: list[Action] = field(default_factory=list)
     options: dict[str, str] = field(default_factory=dict)
+    block: set[str] = field(default_factory=set)
+    strict: bool = False
 
     def build(self, line: str) -> Rule:
         for word in _words(line):
             self._take(word)
         if len(self.actions) + bool(self.targets) != 1:
             raise RuleError("a rule has either targets or one action")
+        if self.strict and "vendor" not in self.options:
+            raise RuleError("strict goes with vendor=")
         return Rule(
             targets=tuple(self.targets),
             action=self.actions[0] if self.actions else None,
             vendor=self._vendor(),
+            strict=self.strict,
+            block=frozenset(self.block),
             expires=self._expires(),
             note=self.note,
         )
@@ -213,6 +238,10 @@ class _Builder:
         name, equals, value = word.partition("=")
         if word.lower() in _ACTIONS:
             self.actions.append(Action(word.lower()))
+        elif word.lower() == "strict":
+            self.strict = True
+        elif equals and name.lower() == "block":
+            self.block.update(_parse_sender(one) for one in value.split(";"))
         elif equals and name.lower() in ("vendor", "expires"):
             if name.lower() in self.options:
                 raise RuleError(f"{name} is given twice")
@@ -240,6 +269,13 @@ class _Builder:
             return date.fromisoformat(day if _DAY.fullmatch(day) else "")
         except ValueError:
             raise RuleError(f"expires={day[:40]}: not a day, as in 2027-01-31") from None
+
+
+def _parse_sender(text: str) -> str:
+    try:
+        return parse_address(text).key if "@" in text else parse_domain(text)
+    except AddressError as error:
+        raise RuleError(f"block={text[:80]}: {error}") from None
 
 
 def _parse_target(word: str) -> Target:
