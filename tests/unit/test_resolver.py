@@ -8,10 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aliasmilter.mail.address import parse_address
+from aliasmilter.mail.address import Address, parse_address
 from aliasmilter.mail.replies import Reason
 from aliasmilter.routing.decision import Decision, Policy
-from aliasmilter.routing.lookup import Unavailable
+from aliasmilter.routing.lookup import (
+    MAX_INNER_PATTERNS,
+    Unavailable,
+    is_usable_pattern,
+    patterns_for,
+)
 from aliasmilter.routing.resolver import MAX_ADDRESSES, MAX_DEPTH, resolve
 from tests.unit.fakes import Store
 
@@ -182,3 +187,56 @@ def test_any_rules_end_in_bounded_work_and_with_people_at_the_end(
         local = final.address.local
         assert final.leaves or f"{local}@example.com" in graph[local].split()
     assert bool(decision.finals) == (decision.reply is None)
+
+
+PATTERNS = {
+    "example.com": {
+        "bob": "bob@example.com",
+        "sales-*": "bob+pattern@example.com",
+        "sales-eu-*": "eu@mail.example",
+        "*-list": "list@mail.example",
+        "bounce-*-eu": "inner@mail.example",
+        "a*z": "never@mail.example",
+        "sales": "bob@example.com",
+        "*": "quarantine",
+    }
+}
+
+
+@pytest.mark.parametrize(
+    ("local", "goes"),
+    [
+        ("sales-x", "bob+pattern@example.com"),
+        ("Sales-X", "bob+pattern@example.com"),
+        ("sales-", "bob+pattern@example.com"),
+        ("sales-eu-x", "eu@mail.example"),
+        ("my-list", "list@mail.example"),
+        ("sales-list", "bob+pattern@example.com"),
+        ("bounce-1-2-eu", "inner@mail.example"),
+        ("sales+x", "bob+x@example.com"),
+        ("abz", "q@example.com"),
+        ("other", "q@example.com"),
+        ("sales-" + "x" * 60, "q@example.com"),
+    ],
+)
+def test_a_pattern_comes_after_the_subaddress_and_before_the_catch_all(
+    local: str, goes: str
+) -> None:
+    policy = Policy(
+        local_domains=frozenset({"mail.example"}), quarantine=parse_address("q@example.com")
+    )
+    decision = resolve(Address(local, "example.com"), Store(PATTERNS), policy, date(2026, 1, 1))
+    assert [str(final.address) for final in decision.finals] == [goes]
+
+
+@given(st.from_regex(r"[a-z0-9._-]{1,64}", fullmatch=True))
+def test_patterns_match_what_they_were_made_for_and_are_few(local: str) -> None:
+    found = patterns_for(local)
+    for pattern in found:
+        before, _, after = pattern.partition("*")
+        assert is_usable_pattern(pattern)
+        assert local.startswith(before)
+        assert local[len(before) :].endswith(after)
+    assert len(found) <= 2 * len(local) + MAX_INNER_PATTERNS
+    literal = [len(pattern) for pattern in found]
+    assert literal == sorted(literal, reverse=True)

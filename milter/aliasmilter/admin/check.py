@@ -18,7 +18,7 @@ from aliasmilter.config import Config, ConfigError
 from aliasmilter.forwarding.outbound import Keyring, load_keyring
 from aliasmilter.mail.address import Address, AddressError, local_key, parse_domain
 from aliasmilter.mail.replies import Reason
-from aliasmilter.routing.lookup import Unavailable
+from aliasmilter.routing.lookup import Unavailable, is_pattern, is_usable_pattern
 from aliasmilter.routing.plan import handling_of
 from aliasmilter.routing.resolver import resolve
 from aliasmilter.routing.rules import (
@@ -33,6 +33,7 @@ from aliasmilter.store.schema import alias_key, domain_key
 from aliasmilter.store.snapshot import Snapshot, read
 
 SHORT_SECRET = 16
+PROBE = "alias-milter-check"  # stands for what nobody has a rule for
 _TIMEOUT = 10.0  # seconds for one reply while everything is read
 
 
@@ -146,9 +147,11 @@ class _Rules:
         if local == CATCH_ALL:
             yield from self._catch_all(domain, where, rule.action, targets=bool(rule.targets))
             return
-        decision = resolve(
-            Address(local, domain), self._snapshot.lookup, self._config.policy, self._today
-        )
+        if is_pattern(local) and not is_usable_pattern(local):
+            yield error(where, "never found: one *, at an end or between two of . - _ and the like")
+            return
+        address = Address(local.replace(CATCH_ALL, PROBE), domain)
+        decision = resolve(address, self._snapshot.lookup, self._config.policy, self._today)
         if decision.reason in MISTAKES:
             yield error(where, f"{decision.reason}: {decision.problem}")
         elif decision.reason is Reason.EXPIRED:

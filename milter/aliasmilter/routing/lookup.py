@@ -4,11 +4,15 @@ Absent is a fact about the rules; Unavailable is a fact about the store. They ar
 mixed up: an answer that did not come must not look like an address that does not exist.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from aliasmilter.mail.address import Address, local_key
 from aliasmilter.routing.rules import CATCH_ALL
+
+MAX_PATTERN_SUBJECT = 64  # characters of a local part that patterns are tried on
+MAX_INNER_PATTERNS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +57,13 @@ Lookup = Callable[[Sequence[Address]], Sequence[Answer]]
 """Answers for the addresses, in their order, in one round trip; raises Unavailable."""
 
 
+@functools.lru_cache(maxsize=4096)
 def fields_for(local: str) -> tuple[str, ...]:
     """The fields of `alias:<domain>` that can hold the rule for a local part, exact one first.
 
     The delimiter is a setting of the domain, which is only known once it is read: so every part
-    before a possible delimiter is asked for, and one round trip is enough.
+    before a possible delimiter is asked for, and every pattern that could match, and one round
+    trip is enough. The catch-all comes last.
     """
     exact = local_key(local)
     # `*` stands for the catch-all; a local part of that name has no rule of its own.
@@ -67,4 +73,42 @@ def fields_for(local: str) -> tuple[str, ...]:
         if position and not character.isalnum() and character not in seen:
             fields[exact[:position]] = None
         seen.add(character)
+    fields.update(dict.fromkeys(patterns_for(local)))
     return (*(f for f in fields if f != CATCH_ALL), CATCH_ALL)
+
+
+@functools.lru_cache(maxsize=4096)
+def patterns_for(local: str) -> tuple[str, ...]:
+    """The patterns that match a local part, the one with the longest literal part first.
+
+    A pattern has one `*`: at its end, at its beginning, or between two characters that are no
+    letters or digits (`sales-*-eu`), so that their number stays linear in the length of ordinary
+    local parts.
+    """
+    name = local_key(local)
+    if len(name) > MAX_PATTERN_SUBJECT:
+        return ()
+    size = len(name)
+    # Of two that are equally long the one with the longer beginning.
+    found = [p for i in range(size) for p in (f"{name[: size - i]}*", f"*{name[i:]}")]
+    inner = _inner_patterns(name)
+    return tuple(sorted(found + inner, key=len, reverse=True) if inner else found)
+
+
+def _inner_patterns(name: str) -> list[str]:
+    marks = [position for position, character in enumerate(name) if not character.isalnum()]
+    found = [f"{name[: p + 1]}*{name[s:]}" for p in marks for s in marks if p < s]
+    return found[:MAX_INNER_PATTERNS]
+
+
+def is_pattern(field: str) -> bool:
+    """Whether a field of `alias:<domain>` is a pattern."""
+    return "*" in field and field != CATCH_ALL
+
+
+def is_usable_pattern(field: str) -> bool:
+    """Whether a pattern is one that `patterns_for` finds."""
+    before, star, after = field.partition("*")
+    if not star or "*" in after or len(before) + len(after) > MAX_PATTERN_SUBJECT:
+        return False
+    return not (before and after) or not (before[-1].isalnum() or after[0].isalnum())

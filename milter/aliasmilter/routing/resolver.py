@@ -22,7 +22,15 @@ from graphlib import CycleError, TopologicalSorter
 from aliasmilter.mail.address import Address, split_subaddress
 from aliasmilter.mail.replies import REPLIES, Reason
 from aliasmilter.routing.decision import Decision, Final, Policy, Quarantined, Step, Vendor
-from aliasmilter.routing.lookup import Absent, Answer, Found, Lookup, Unreadable, fields_for
+from aliasmilter.routing.lookup import (
+    Absent,
+    Answer,
+    Found,
+    Lookup,
+    Unreadable,
+    fields_for,
+    patterns_for,
+)
 from aliasmilter.routing.rules import (
     CATCH_ALL,
     Action,
@@ -329,7 +337,7 @@ class _Expansion:
         return Address(plain.local + delimiter + detail, plain.domain) if delimiter else plain
 
     def _match(self, found: Found, delimiter: str) -> tuple[str | None, str]:
-        """Exact local part, then without the subaddress, then the catch-all."""
+        """Exact local part, then without the subaddress, then patterns, then the catch-all."""
         exact, *_ = fields_for(self.hop.carried.local)
         if exact in found.rules and exact != CATCH_ALL:
             return exact, ""
@@ -338,7 +346,8 @@ class _Expansion:
             base, *_ = fields_for(parts[0])
             if base in found.rules and base != CATCH_ALL:
                 return base, delimiter + parts[1]
-        return (CATCH_ALL if CATCH_ALL in found.rules else None), ""
+        patterns = (p for p in patterns_for(self.hop.carried.local) if p in found.rules)
+        return next(patterns, CATCH_ALL if CATCH_ALL in found.rules else None), ""
 
     def _unknown(self, settings: Settings) -> _Outcome:
         hop = self.hop
