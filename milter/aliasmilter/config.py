@@ -290,6 +290,19 @@ class SubmissionSection(_Section):
     remember_days: Annotated[int, Field(gt=0, le=3650)] = 90
 
 
+class HarvestSection(_Section):
+    """Clients that guess addresses; `limit` 0 switches the count off, `window` is in seconds."""
+
+    limit: Annotated[int, Field(ge=0)] = 0
+    window: Annotated[int, Field(ge=10, le=86_400)] = 3600
+
+
+class SuggestSection(_Section):
+    """What `alias-milter suggest` works from: kept for so many days, 0 for not at all."""
+
+    remember_days: Annotated[int, Field(ge=0, le=3650)] = 0
+
+
 class LogSection(_Section):
     """How the log is written."""
 
@@ -313,6 +326,8 @@ class Config(_Section):
     limits: LimitsSection = LimitsSection()
     metrics: MetricsSection = MetricsSection()
     submission: SubmissionSection = SubmissionSection()
+    harvest: HarvestSection = HarvestSection()
+    suggest: SuggestSection = SuggestSection()
     log: LogSection = LogSection()
 
     @property

@@ -8,6 +8,8 @@ from aliasmilter.config import LimitsSection
 from aliasmilter.forwarding.decider import Decider
 from aliasmilter.forwarding.outbound import Outbound
 from aliasmilter.forwarding.trace import Tracer
+from aliasmilter.mta.harvest import Harvest
+from aliasmilter.mta.misses import Misses
 from aliasmilter.mta.reinject import Reinjector
 from aliasmilter.mta.submission import Submission
 from aliasmilter.mta.throttle import Throttle
@@ -28,6 +30,8 @@ class Service:
         outbound: examines and seals what leaves; None when neither is wanted.
         examiner: says what is true of a message, also when nothing that leaves asks for it.
         vendors: watches over addresses that were given to vendors; needs `examiner`.
+        harvest: tells clients that guess addresses; None: nobody is counted.
+        misses: takes note of addresses without a rule of their own; None: of none.
         submission: what holds for sessions that have logged in; None: nothing of the kind.
         reinjector: submits the copies that need another handling; None: one handling a message.
         limits: what a client or a message may ask for.
@@ -43,6 +47,8 @@ class Service:
     outbound: Outbound | None = None
     examiner: Outbound | None = None
     vendors: Vendors | None = None
+    harvest: Harvest | None = None
+    misses: Misses | None = None
     submission: Submission | None = None
     reinjector: Reinjector | None = None
     limits: LimitsSection = field(default_factory=LimitsSection)

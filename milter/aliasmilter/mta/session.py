@@ -32,6 +32,8 @@ _DSN_PARAMETER = re.compile(
 )
 _NOBODY = Address("", "")
 _LOOP = "[reinject] server leads back to this milter: give it the port of a listener without it"
+_MISSES = frozenset({Reason.UNKNOWN, Reason.CATCH_ALL})
+_GUESSING = "the client guesses addresses: no catch-all for it"
 _CALLS_FOR_REPAIR = frozenset(
     {
         Reason.INVALID_RULE,
@@ -169,7 +171,7 @@ class Session:
         try:
             if objection := self._objection():
                 return objection
-            decision = self._service.decider.decide(address, self._mail.sender)
+            decision = self._watched(self._service.decider.decide(address, self._mail.sender))
             if decision.reason is Reason.SRS_REVERSED and self._is_too_much(address):
                 return Decision(address, Reason.SRS_THROTTLED)
         except Unavailable as error:
@@ -182,6 +184,20 @@ class Session:
         if throttle is None or self._mail.sender_argument in ("<>", ""):
             return False
         return throttle.is_too_much(address, self._connection.client.ip)
+
+    def _watched(self, decision: Decision) -> Decision:
+        """Take note of an address without a rule of its own; a client that guesses gets none."""
+        client = self._connection.client
+        if decision.reason not in _MISSES or client.ip is None or self._mail.login:
+            return decision
+        service, helo = self._service, self._connection.helo
+        if service.misses:
+            service.misses.note(decision.address, client.ip, helo, self._mail.sender)
+        if service.harvest and not client.is_local_submission:
+            guessing = service.harvest.is_guessing(client.ip, decision.address.key)
+            if guessing and decision.reply is None:
+                return replace(decision, reason=Reason.UNKNOWN, finals=(), problem=_GUESSING)
+        return decision
 
     def _objection(self) -> Decision | None:
         """Why the client, when it has logged in, may not send as its sender (RFC 6409, 6.1)."""

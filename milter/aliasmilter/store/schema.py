@@ -11,6 +11,12 @@ AUDIT_KEY = "audit"
 
 QUARANTINED_KEY = "quarantined"
 """The hash domain -> how many of its catch-all hits were kept away from inboxes."""
+BLOCK_PREFIX = "block:"
+VENDORS_PREFIX = "vendors:"
+MISSES_PREFIX = "misses:"
+
+Command = tuple[str | bytes | int, ...]
+"""A Redis command, word by word."""
 
 
 def domain_key(domain: str) -> str:
@@ -36,3 +42,33 @@ def reinjected_key(digest: str) -> str:
 def staged_key(domain: str, run: str) -> str:
     """The rules of a domain as an import is about to put them in place; gone after an hour."""
     return f"{STAGED_PREFIX}{run}:{domain}"
+
+
+def block_key(domain: str) -> str:
+    """The set of senders (addresses and domains) whose mail to a domain is refused."""
+    return BLOCK_PREFIX + domain
+
+
+def answered_key(digest: str) -> str:
+    """Through which alias a message came, encrypted; the digest is of message and mailbox."""
+    return "answered:" + digest
+
+
+def vendors_key(domain: str) -> str:
+    """The hash of who wrote to addresses of a domain that were given to vendors."""
+    return VENDORS_PREFIX + domain
+
+
+def misses_key(domain: str) -> str:
+    """The hash of who wrote to addresses of a domain that have no rule of their own."""
+    return MISSES_PREFIX + domain
+
+
+def harvest_key(client: str, window: int) -> str:
+    """The HyperLogLog of addresses that a client guessed in a window; one slot for a client."""
+    return f"harvest:{{{client}}}:{window}"
+
+
+def harvesting_key(client: str) -> str:
+    """There for as long as a client goes on guessing."""
+    return f"harvest:{{{client}}}"

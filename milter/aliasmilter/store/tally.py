@@ -1,96 +1,80 @@
-"""How many hits each domain's quarantine got: one hash, a field for each domain.
+"""What is counted in Redis, for people to look at, in bounded space.
 
-Counting is no part of deciding: it must cost a message no time and can never do it harm. A thread
-of its own does it, which is only there once there was a hit; what cannot be written is added to the
-next one. The hash is bounded by the number of managed domains, as others have no hits.
+Who wrote to which address: a hash holds a field for each local part; its value is JSON, sending
+domain to [how often, first day, last day]. One command counts, so that several hosts count together
+and nothing is half done.
+
+How many hits each domain's quarantine got: one hash, a field for each domain. It is bounded by
+the number of managed domains, as others have no hits.
 """
 
-import threading
-from collections import Counter
-from collections.abc import Callable, Iterable
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from redis.exceptions import RedisError
 
 from aliasmilter.routing.lookup import Unavailable
-from aliasmilter.store.schema import QUARANTINED_KEY
+from aliasmilter.store.schema import QUARANTINED_KEY, Command
 
-_Connect = Callable[[], Any]
+OTHERS = "others"  # domains beyond the bound are counted under this name
+MAX_SENDERS = 50
+MAX_FIELDS = 10_000
+
+_SCRIPT = """
+local raw = redis.call('HGET', KEYS[1], ARGV[1])
+if not raw and redis.call('HLEN', KEYS[1]) >= tonumber(ARGV[4]) then return 0 end
+local seen, size = raw and cjson.decode(raw) or {}, 0
+for _ in pairs(seen) do size = size + 1 end
+local who = ARGV[2]
+if not seen[who] and size >= tonumber(ARGV[5]) then who = 'others' end
+local entry = seen[who] or {0, ARGV[3], ARGV[3]}
+seen[who] = {entry[1] + 1, entry[2], ARGV[3]}
+redis.call('HSET', KEYS[1], ARGV[1], cjson.encode(seen))
+if tonumber(ARGV[6]) > 0 then redis.call('EXPIRE', KEYS[1], ARGV[6]) end
+return 1
+"""
 
 
-class Tally:
-    """Counts hits, in the background.
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """Mail of one domain: how often, and the first and last day (UTC, ISO 8601)."""
+
+    count: int
+    first: str
+    last: str
+
+
+def count(key: str, local: str, sender: str, day: str, *, seconds: int = 0) -> Command:
+    """The command that counts one message.
 
     Args:
-        connect: makes a client.
-        complain: told, once in a row, why the counts cannot be written.
+        key: of the hash.
+        local: the local part that was written to.
+        sender: the domain that wrote.
+        day: today in UTC, ISO 8601.
+        seconds: after which the hash goes when nothing more is counted; 0: never.
     """
-
-    def __init__(self, connect: _Connect, complain: Callable[[str], object]) -> None:
-        self._connect = connect
-        self._complain = complain
-        self._condition = threading.Condition()
-        self._counts: Counter[str] = Counter()
-        self._thread: threading.Thread | None = None
-        self._closing = False
-        self._fresh = False
-
-    def add(self, domains: Iterable[str]) -> None:
-        """Count a hit for each of these domains; returns at once."""
-        with self._condition:
-            self._counts.update(domains)
-            self._fresh = True
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="tally", daemon=True)
-                self._thread.start()
-            self._condition.notify()
-
-    def close(self, timeout: float) -> None:
-        """Write what is left, within `timeout` seconds."""
-        with self._condition:
-            self._closing = True
-            self._condition.notify()
-        if self._thread:
-            self._thread.join(timeout)
-
-    def _work(self) -> None:
-        client = self._connect()
-        failed = ""
-        while counts := self._next(waits=bool(failed)):
-            problem = _write(client, counts)
-            if problem:
-                with self._condition:
-                    self._counts.update(counts)
-                    if self._closing:
-                        return
-            if problem and not failed:
-                self._complain(problem)
-            failed = problem
-
-    def _next(self, *, waits: bool) -> Counter[str]:
-        """What has been counted since last time; empty at the end.
-
-        With `waits` only once there is a new hit: what failed a moment ago would fail again.
-        """
-        with self._condition:
-            self._condition.wait_for(
-                lambda: self._closing or (self._fresh if waits else bool(self._counts))
-            )
-            counts, self._counts = self._counts, Counter()
-            self._fresh = False
-            return counts
+    bounds = (MAX_FIELDS, MAX_SENDERS - 1)
+    return ("EVAL", _SCRIPT, 1, key, local, sender, day, *bounds, seconds)
 
 
-def _write(client: Any, counts: Counter[str]) -> str:  # noqa: ANN401
-    """Add the counts to those in Redis; why that failed, or ""."""
-    pipeline = client.pipeline(transaction=True)
-    for domain, count in counts.items():
-        pipeline.hincrby(QUARANTINED_KEY, domain, count)
-    try:
-        pipeline.execute()
-    except (RedisError, OSError) as error:
-        return f"Redis: {error}"
-    return ""
+def read(fields: Mapping[bytes, bytes]) -> dict[str, dict[str, Seen]]:
+    """The hash: local part -> domain -> what was seen; what is not ours is left out."""
+    found = {}
+    for local, raw in fields.items():
+        try:
+            seen = {who: Seen(int(n), str(a), str(z)) for who, (n, a, z) in json.loads(raw).items()}
+        except (ValueError, TypeError, AttributeError):
+            continue
+        found[local.decode("utf-8", "backslashreplace")] = seen
+    return found
+
+
+def hit(domain: str) -> Command:
+    """The command that counts a hit of a domain's quarantine."""
+    return ("HINCRBY", QUARANTINED_KEY, domain, 1)
 
 
 def read_hits(client: Any) -> dict[str, int]:  # noqa: ANN401  # sync or cluster client
