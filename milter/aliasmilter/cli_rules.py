@@ -10,11 +10,12 @@ import click
 from aliasmilter.admin import edit as admin_edit
 from aliasmilter.admin import history as admin_history
 from aliasmilter.admin import listing as admin_listing
+from aliasmilter.admin import suggest as admin_suggest
 from aliasmilter.admin.arguments import DomainType, config_option
 from aliasmilter.admin.edit import Wish
 from aliasmilter.admin.formats import FORMATS, format_of
 from aliasmilter.admin.formats.ruleset import RuleSet, parse_owner
-from aliasmilter.admin.output import progress_bar
+from aliasmilter.admin.output import Form, progress_bar
 from aliasmilter.mail.address import AddressError, parse_domain
 from aliasmilter.store.audit import rule_address
 
@@ -223,9 +224,35 @@ def dns(path: Path, domain: str, *, check: bool) -> None:
     sys.exit(admin_dns.run(path, domain, check=check))
 
 
+@click.command()
+@config_option
+@click.option("--json", "form", flag_value=Form.JSON.value, help="A JSON array.")
+@click.option("--csv", "form", flag_value=Form.CSV.value, help="CSV with a heading.")
+@domain_argument
+def leaks(path: Path, domain: str | None, form: str | None) -> None:
+    """Show which addresses with vendor= got mail from somebody else: who, how often, since when."""
+    from aliasmilter.admin import leaks as admin_leaks  # noqa: PLC0415  # suffixes take a while
+
+    sys.exit(admin_leaks.run(path, domain, Form(form or Form.TABLE)))
+
+
+@click.command()
+@config_option
+@click.option("--apply", is_flag=True, help="Ask for each whether to add it.")
+@domain_argument
+def suggest(path: Path, domain: str | None, *, apply: bool) -> None:
+    """Show addresses that were asked for and look like a typo of one of DOMAIN, or of any domain.
+
+    As lines for redis-cli, the likeliest first. They are remembered when [suggest] remember_days
+    is set.
+    """
+    with progress_bar() as bar:
+        sys.exit(admin_suggest.run(path, domain, bar, apply=apply))
+
+
 def add_to(commands: click.Group) -> None:
     """Add them to the commands of `alias-milter`."""
-    for command in (add, remove, list_rules, import_rules, export, log, dns):
+    for command in (add, remove, list_rules, import_rules, export, log, dns, leaks, suggest):
         commands.add_command(command)
 
 

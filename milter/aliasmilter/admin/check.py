@@ -33,7 +33,6 @@ from aliasmilter.store.schema import alias_key, domain_key
 from aliasmilter.store.snapshot import Snapshot, read
 
 SHORT_SECRET = 16
-PROBE = "alias-milter-check"  # stands for what nobody has a rule for
 _TIMEOUT = 10.0  # seconds for one reply while everything is read
 
 

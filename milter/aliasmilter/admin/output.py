@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from enum import StrEnum
 from itertools import chain, islice
 from typing import Any, TypeVar
 
@@ -17,6 +18,15 @@ MANY = 10_000
 """More rules than these call for a progress bar, and are no table any more."""
 
 _STEP = 1000
+
+
+class Form(StrEnum):
+    """How an answer is written."""
+
+    TABLE = "table"
+    JSON = "json"
+    CSV = "csv"
+
 
 _T = TypeVar("_T")
 

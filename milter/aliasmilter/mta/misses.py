@@ -8,10 +8,10 @@ from aliasmilter.forwarding import spf
 from aliasmilter.forwarding.dns import Lookup
 from aliasmilter.forwarding.results import Verdict
 from aliasmilter.mail.address import Address, local_key
-from aliasmilter.mta.vendors import UNAUTHENTICATED
 from aliasmilter.store import tally
 from aliasmilter.store.journal import Journal
 from aliasmilter.store.schema import Command, misses_key
+from aliasmilter.store.tally import UNAUTHENTICATED
 
 DNS_TIMEOUT = 2.0  # seconds; nobody waits, but the entries behind it do
 MAX_AT_ONCE = 50  # entries whose sender is looked up; those of a flood are not

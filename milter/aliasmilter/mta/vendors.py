@@ -9,8 +9,7 @@ from aliasmilter.mail.address import Address
 from aliasmilter.mail.replies import Reason
 from aliasmilter.routing.decision import Vendor
 from aliasmilter.routing.plan import Recipient
-
-UNAUTHENTICATED = "unauthenticated"
+from aliasmilter.store.tally import UNAUTHENTICATED
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from redis.exceptions import RedisError
 from aliasmilter.routing.lookup import Unavailable
 from aliasmilter.store.schema import QUARANTINED_KEY, Command
 
+UNAUTHENTICATED = "unauthenticated"  # stands for whoever has not proved to be somebody
 OTHERS = "others"  # domains beyond the bound are counted under this name
 MAX_SENDERS = 50
 MAX_FIELDS = 10_000
@@ -61,7 +62,7 @@ def count(key: str, local: str, sender: str, day: str, *, seconds: int = 0) -> C
 
 
 def read(fields: Mapping[bytes, bytes]) -> dict[str, dict[str, Seen]]:
-    """The hash: local part -> domain -> what was seen; what is not ours is left out."""
+    """A hash: local part -> domain -> what was seen; what is not ours is left out."""
     found = {}
     for local, raw in fields.items():
         try:
@@ -70,6 +71,31 @@ def read(fields: Mapping[bytes, bytes]) -> dict[str, dict[str, Seen]]:
             continue
         found[local.decode("utf-8", "backslashreplace")] = seen
     return found
+
+
+def read_all(
+    client: Any,  # noqa: ANN401  # sync or cluster client
+    prefix: str,
+    domain: str | None,
+) -> dict[str, dict[str, dict[str, Seen]]]:
+    """The hashes of a kind: domain -> local part -> sending domain -> what was seen.
+
+    Args:
+        client: of `editor.connect`.
+        prefix: VENDORS_PREFIX or MISSES_PREFIX.
+        domain: that domain's alone, or None for all.
+
+    Raises:
+        Unavailable: Redis does not answer, or refuses.
+    """
+    try:
+        keys = [f"{prefix}{domain}".encode()] if domain else client.scan_iter(match=prefix + "*")
+        return {
+            key.decode("utf-8", "backslashreplace").removeprefix(prefix): read(client.hgetall(key))
+            for key in sorted(keys)
+        }
+    except (RedisError, OSError) as error:
+        raise Unavailable(f"Redis: {error}") from error
 
 
 def hit(domain: str) -> Command:
