@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.harness.daemon import Config
-from tests.harness.dns import DnsServer
+from tests.harness.dns import DnsServer, Zone
 from tests.harness.ports import reserved_port
 from tests.harness.signing import key, pem
 
@@ -75,7 +75,7 @@ def sealing_config(reinject: int | None = None) -> Iterator[tuple[Config, dict[s
 
     What leaves is examined and sealed; alice@bank.example passes SPF and DMARC from 192.0.2.10.
     """
-    zone = {
+    zone: Zone = {
         "bank.example": {"TXT": ["v=spf1 ip4:192.0.2.10 -all"]},
         "_dmarc.bank.example": {"TXT": ["v=DMARC1; p=reject"]},
     }

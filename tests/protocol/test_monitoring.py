@@ -7,14 +7,16 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from http.client import HTTPException
+from pathlib import Path
 
 import pytest
 from prometheus_client import parser
 
-from tests.harness.daemon import Daemon
-from tests.harness.mta_client import Mta
+from tests.harness.daemon import Config, Daemon
 from tests.harness.monitoring import request, scrape, sealing_config
+from tests.harness.mta_client import Mta
 from tests.harness.ports import reserved_port
 from tests.harness.redis import RedisServer
 from tests.harness.wait import wait_until
@@ -119,28 +121,28 @@ def test_after_a_worker_died_no_counter_goes_back_and_its_sessions_are_gone(
 
 
 def test_reloads_lose_no_numbers_and_leave_no_more_files(
-    redis: RedisServer, port: int, tmp_path: object, monkeypatch: pytest.MonkeyPatch
+    redis: RedisServer, port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     load_rules(redis)
     monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path))
-    config = {"milter": {"workers": 1}, "metrics": {"listen": f"127.0.0.1:{port}"}}
+    config: Config = {"milter": {"workers": 1}, "metrics": {"listen": f"127.0.0.1:{port}"}}
     with Daemon(redis.url, config) as daemon:
-        (folder,) = daemon.folder.__class__(str(tmp_path)).iterdir()
+        (folder,) = tmp_path.iterdir()
         for number in range(1, 5):
             with Mta(daemon.socket) as mta:
                 message_to(mta, "sales")
             assert scrape(port).value("messages_total") == number
             old = daemon.workers
             daemon.reload()
-            wait_until(
-                lambda old=old: not set(old) & set(daemon.workers) and len(daemon.workers) == 2,
-                "the workers are replaced",
-                30,
-            )
+            wait_until(partial(replaced, daemon, old), "the workers are replaced", 30)
         # Never more than the old and the new ones at a time, and the supervisor; three each.
         assert len(list(folder.iterdir())) <= 5 * 3
         assert daemon.stop(30) == 0
         assert not folder.exists()
+
+
+def replaced(daemon: Daemon, old: list[int]) -> bool:
+    return not set(old) & set(daemon.workers) and len(daemon.workers) == len(old)
 
 
 def test_exceptions_count_from_0(redis: RedisServer, port: int) -> None:
@@ -179,7 +181,7 @@ def test_what_leaves_is_counted_by_what_was_found_and_how_it_was_sealed(redis: R
 
 def test_errors_of_the_store_count_by_their_cause(port: int) -> None:
     with RedisServer() as own:
-        config = {"metrics": {"listen": f"127.0.0.1:{port}"}, "store": {"timeout": 0.3}}
+        config: Config = {"metrics": {"listen": f"127.0.0.1:{port}"}, "store": {"timeout": 0.3}}
         with Daemon(own.url, config) as daemon, Mta(daemon.socket) as mta:
             mta.mail()
             own.pause()
@@ -217,7 +219,7 @@ def test_ready_and_alive(measured: Daemon, port: int) -> None:
 
 def test_not_ready_while_redis_is_gone_or_hangs_and_ready_again_after_it(port: int) -> None:
     with RedisServer() as own:
-        config = {"metrics": {"listen": f"127.0.0.1:{port}"}, "store": {"timeout": 0.3}}
+        config: Config = {"metrics": {"listen": f"127.0.0.1:{port}"}, "store": {"timeout": 0.3}}
         with Daemon(own.url, config):
             own.pause()
             hanging = request(port, "/readyz")
@@ -248,7 +250,7 @@ def test_not_ready_while_no_worker_answers(start: Start, port: int, inet: bool) 
 
 
 def test_both_things_that_are_missing_are_told(port: int) -> None:
-    config = {"metrics": {"listen": f"127.0.0.1:{port}"}, "store": {"timeout": 0.2}}
+    config: Config = {"metrics": {"listen": f"127.0.0.1:{port}"}, "store": {"timeout": 0.2}}
     with Daemon("redis://127.0.0.1:1/0", config) as daemon:
         (daemon.folder / "milter.sock").unlink()
         reply = request(port, "/readyz")
@@ -344,8 +346,7 @@ def test_the_process_for_monitoring_is_replaced_when_it_dies(measured: Daemon, p
 def test_without_metrics_nothing_listens_and_no_process_is_there_for_it(daemon: Daemon) -> None:
     assert len(daemon.workers) == 2
     for worker in daemon.workers:
-        with open(f"/proc/{worker}/maps", encoding="utf-8") as maps:
-            assert "alias-milter-metrics" not in maps.read()
+        assert "alias-milter-metrics" not in Path(f"/proc/{worker}/maps").read_text()
 
 
 def test_a_port_that_is_taken_is_a_clear_error(measured: Daemon, port: int) -> None:

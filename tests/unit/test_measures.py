@@ -51,7 +51,7 @@ def count() -> Iterator[Count]:
 
 def total(name: str) -> float:
     (metric,) = [metric for metric in metrics._declared if metric.name == name]
-    return sum(child.value for child in metric.children.values())
+    return sum(float(child.value) for child in metric.children.values())
 
 
 def test_sessions_begin_and_end_once(count: Count) -> None:

@@ -183,11 +183,11 @@ def test_a_worker_without_room_goes_on_without_metrics(tmp_path: Path) -> None:
 def test_folders_of_daemons_that_are_gone_are_removed_and_no_others(tmp_path: Path) -> None:
     base = tmp_path / "base"
     base.mkdir()
-    left, live, elsewhere = base / "alias-milter-metrics.a", base / "alias-milter-metrics.b", tmp_path
+    left, live = base / "alias-milter-metrics.a", base / "alias-milter-metrics.b"
     left.mkdir()
     (left / "counter_0.db").touch()
     live.mkdir()
-    (base / "alias-milter-metrics.link").symlink_to(elsewhere)
+    (base / "alias-milter-metrics.link").symlink_to(tmp_path)
     (base / "alias-milter-metrics.file").touch()
     holder = os.open(live, os.O_RDONLY)
     try:
@@ -198,6 +198,6 @@ def test_folders_of_daemons_that_are_gone_are_removed_and_no_others(tmp_path: Pa
     assert made.is_dir()
     assert not left.exists()
     assert live.is_dir()
-    assert elsewhere.is_dir()
+    assert tmp_path.is_dir()
     assert (base / "alias-milter-metrics.link").is_symlink()
     assert (base / "alias-milter-metrics.file").exists()

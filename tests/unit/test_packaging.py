@@ -1,6 +1,7 @@
 """What a release promises: versions that agree, a whole wheel, units and examples that are true."""
 
 import configparser
+import os
 import re
 import shutil
 import subprocess
@@ -163,7 +164,6 @@ def test_unit_starts_the_daemon_and_does_not_retry_a_broken_configuration() -> N
     assert unit["RestartPreventExitStatus"] == "2"
 
 
-@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd here")
 def test_systemd_understands_the_unit(tmp_path: Path) -> None:
     # The command is not installed here: any command that is there takes its place.
     text = UNIT.read_text(encoding="utf-8")
@@ -176,6 +176,44 @@ def test_systemd_understands_the_unit(tmp_path: Path) -> None:
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def run(*command: str) -> str:
+    """Output of a command that must succeed."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_unit_gives_an_intruder_little() -> None:
+    # In tenths: systemd-analyze calls up to 1.9 "OK", an ordinary service has 9.
+    done = run("systemd-analyze", "security", "--offline=true", "--threshold=15", str(UNIT))
+    assert "Overall exposure level" in done
+
+
+def test_the_unit_feeds_the_watchdog_that_the_daemon_knows() -> None:
+    unit = dict(settings(UNIT))
+    assert int(unit["WatchdogSec"]) >= 10
+    assert unit["NotifyAccess"] == "main"
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="makes users and gives folders to them: needs root")
+def test_sysusers_and_tmpfiles_make_the_user_and_the_folder_that_postfix_reaches(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/sh\n")
+    (tmp_path / "etc/group").write_text("root:x:0:\npostfix:x:123:\n")
+    run("systemd-sysusers", f"--root={tmp_path}", str(UNIT.with_suffix(".sysusers")))
+    made = (tmp_path / "etc/passwd").read_text().splitlines()[-1].split(":")
+    name, _, uid, _, _, home, shell = made
+    assert name == "alias-milter"
+    assert 0 < int(uid) < 1000
+    assert (home, Path(shell).name) == ("/", "nologin")
+    (tmp_path / "var/spool/postfix").mkdir(parents=True)
+    run("systemd-tmpfiles", f"--root={tmp_path}", "--create", str(UNIT.with_suffix(".tmpfiles")))
+    status = (tmp_path / "var/spool/postfix/alias-milter").stat()
+    assert (status.st_uid, status.st_gid, status.st_mode & 0o7777) == (int(uid), 123, 0o750)
 
 
 def uncommented(text: str) -> str:
