@@ -10,8 +10,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from tests.fuzz import protocol
-
 CORPUS = Path(__file__).with_name("corpus")
 KEPT = Path(".fuzz")
 
@@ -20,11 +18,14 @@ def main() -> None:
     """Fuzz until the time is over (exit status 0), or something breaks."""
     target, seconds = sys.argv[1], int(sys.argv[2])
     if target == "protocol":
+        from tests.fuzz import protocol
+
         protocol.run(seconds)
         return
     import atheris
 
-    with atheris.instrument_imports(include=["aliasmilter", "authres", "SRS", "dkim", "spf"]):
+    # Only what is imported in here is watched: nothing of it may be imported before.
+    with atheris.instrument_imports(include=["aliasmilter", "authres", "SRS", "dkim"]):
         from tests.fuzz.targets import TARGETS
     if target not in TARGETS:
         sys.exit(f"no target {target!r}: protocol, {', '.join(TARGETS)}")
