@@ -39,7 +39,8 @@ class Tracer:
         tokens = {_token(self._keys[0], salt, alias) for alias in aliases}
         size = max(_FEWEST, 1 << max(len(tokens) - 1, 0).bit_length())
         while len(tokens) < size:
-            tokens.add(secrets.token_bytes(_OCTETS))
+            chance = secrets.token_bytes(_OCTETS * (size - len(tokens)))
+            tokens.update(chance[i : i + _OCTETS] for i in range(0, len(chance), _OCTETS))
         # Sorted: the order must not tell chance from hash.
         words = [_VERSION.decode(), _encode(salt), *map(_encode, sorted(tokens))]
         lines = [" ".join(words[i : i + 5]) for i in range(0, len(words), 5)]

@@ -223,8 +223,11 @@ class Session:
         return decision
 
     def _needs_own_transaction(self, decision: Decision) -> bool:
-        mail, handling = self._mail, handling_of(decision)
-        if handling is None or mail.handling is None:
+        mail = self._mail
+        if mail.handling is None:
+            return False
+        handling = handling_of(decision)
+        if handling is None:
             return False
         local = self._connection.client.is_local_submission
         if handling.strict != mail.handling.strict and not local:
