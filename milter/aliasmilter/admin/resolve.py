@@ -27,7 +27,7 @@ def run(path: Path, address: Address) -> int:
     rewriter = make_rewriter(config.srs, secrets, time.time)
     decider = Decider(store.lookup, config.policy, rewriter, config.srs.domain, time.time)
     try:
-        decision = decider.decide(address)
+        decision = decider.decide(address, explain=True)
     except Unavailable as error:
         click.echo(f"{address}: {error}")
         click.echo(f"  answer: {REPLIES[Reason.STORE_UNAVAILABLE]}")

@@ -33,28 +33,31 @@ class Decider:
     srs_domain: str
     clock: Callable[[], float]
 
-    def decide(self, address: Address, sender: Address | None = None) -> Decision:
+    def decide(
+        self, address: Address, sender: Address | None = None, *, explain: bool = False
+    ) -> Decision:
         """The decision of the rules, or that of a return address.
 
         Args:
             address: the recipient.
             sender: of the message, whom rules may block; None for the null sender.
+            explain: say how it was found.
 
         Raises:
             Unavailable: the store did not answer.
         """
         if not looks_like_srs(address):
-            return self._resolve(address, sender)
+            return self._resolve(address, sender, explain=explain)
         try:
             original = self.rewriter.reverse(address)
         except SRSError as error:
-            return self._unproven(address, error)
-        decision = self._resolve(original, sender, is_target=True)
+            return self._unproven(address, error, explain=explain)
+        decision = self._resolve(original, sender, is_target=True, explain=explain)
         if decision.reply is None and decision.reason is not Reason.DISCARDED:
             decision = replace(decision, reason=Reason.SRS_REVERSED)
         return replace(decision, address=address)
 
-    def _unproven(self, address: Address, error: SRSError) -> Decision:
+    def _unproven(self, address: Address, error: SRSError, *, explain: bool) -> Decision:
         """Forged when it should be ours; somebody else's SRS address is left alone.
 
         Every managed domain counts as ours: what looks like SRS there and has no rule of its
@@ -62,15 +65,26 @@ class Decider:
         """
         if error.reason is Reason.SRS_EXPIRED or address.domain == self.srs_domain:
             return Decision(address, error.reason, problem=str(error))
-        decision = self._resolve(address, None)
+        decision = self._resolve(address, None, explain=explain)
         if decision.reason in (Reason.UNKNOWN, Reason.CATCH_ALL):
             return Decision(address, error.reason, problem=str(error))
         return decision
 
     def _resolve(
-        self, address: Address, sender: Address | None, *, is_target: bool = False
+        self,
+        address: Address,
+        sender: Address | None,
+        *,
+        is_target: bool = False,
+        explain: bool = False,
     ) -> Decision:
         today = datetime.fromtimestamp(self.clock(), UTC).date()
         return resolve(
-            address, self.lookup, self.policy, today, is_target=is_target, sender=sender
+            address,
+            self.lookup,
+            self.policy,
+            today,
+            is_target=is_target,
+            sender=sender,
+            explain=explain,
         )

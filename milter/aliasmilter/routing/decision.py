@@ -1,7 +1,6 @@
 """The values that routing takes and gives: the policy, and what becomes of a recipient."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from aliasmilter.mail.address import Address
 from aliasmilter.mail.replies import REPLIES, Reason, Reply
@@ -88,7 +87,7 @@ class Decision:
         quarantined: hits that went to quarantine on the way.
         vendors: the addresses on the way that were given to somebody.
         settings: of the domain of the recipient, when it is managed.
-        explain: says how the decision was found.
+        steps: how the decision was found, where that was asked for.
     """
 
     address: Address
@@ -99,12 +98,7 @@ class Decision:
     quarantined: tuple[Quarantined, ...] = ()
     vendors: tuple[Vendor, ...] = ()
     settings: Settings | None = None
-    explain: Callable[[], tuple[Step, ...]] = field(default=tuple, compare=False, repr=False)
-
-    @property
-    def steps(self) -> tuple[Step, ...]:
-        """How the decision was found."""
-        return self.explain()
+    steps: tuple[Step, ...] = ()
 
     @property
     def reply(self) -> Reply | None:

@@ -110,6 +110,7 @@ def resolve(
     *,
     is_target: bool = False,
     sender: Address | None = None,
+    explain: bool = False,
 ) -> Decision:
     """Decide a recipient.
 
@@ -121,6 +122,7 @@ def resolve(
         is_target: mail to it is forwarded by us (a reversed SRS address): outside our domains
             it leaves.
         sender: of the message, for `block`; None for the null sender.
+        explain: say how it was found; the daemon does not ask.
 
     Returns:
         The decision, whatever the rules hold.
@@ -128,7 +130,7 @@ def resolve(
     Raises:
         Unavailable: the lookup did.
     """
-    search = _Search(address, policy, today, sender)
+    search = _Search(address, policy, today, sender, explain=explain)
     frontier = [_Hop(address, address, is_target=is_target)]
     for _ in range(MAX_DEPTH + 1):
         if len(search.outcomes) + len(frontier) > MAX_ADDRESSES:
@@ -150,6 +152,7 @@ class _Search:
     outcomes: dict[tuple[str, str, bool], _Outcome] = field(default_factory=dict)
     hops: dict[tuple[str, str, bool], _Hop] = field(default_factory=dict)
     read: int = 0
+    explain: bool = False
     met_again: bool = False  # a rule led to an address that was expanded before
 
     def expand_level(self, frontier: Sequence[_Hop], answers: Sequence[Answer]) -> list[_Hop]:
@@ -213,11 +216,13 @@ class _Search:
         cycle = self.cycle() if reason is Reason.CYCLE else []
         problem = " -> ".join(cycle) or f"more than {MAX_DEPTH} levels or {MAX_FINALS} recipients"
         return Decision(
-            self.address, reason, problem=problem, settings=self._settings(), explain=self.steps
+            self.address, reason, problem=problem, settings=self._settings(), steps=self.steps()
         )
 
     def steps(self) -> tuple[Step, ...]:
-        """How it was found; the daemon never asks."""
+        """How it was found, if that is asked for."""
+        if not self.explain:
+            return ()
         found = self.outcomes.items()
         return tuple(Step(self.hops[k].carried, o.rule, o.rule_text, o.said) for k, o in found)
 
@@ -250,7 +255,7 @@ class _Search:
             quarantined=quarantined,
             vendors=vendors,
             settings=settings,
-            explain=self.steps,
+            steps=self.steps(),
         )
 
     def _refusal(self, outcome: _Outcome) -> Decision:
@@ -260,7 +265,7 @@ class _Search:
             text=outcome.text,
             problem=outcome.problem,
             settings=self._settings(),
-            explain=self.steps,
+            steps=self.steps(),
         )
 
     def _settings(self) -> Settings | None:
