@@ -11,10 +11,10 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from aliasmilter import redisurl
 from aliasmilter.mail.address import Address, AddressError, parse_address, parse_domain
 from aliasmilter.routing.decision import Policy
 from aliasmilter.routing.rules import RuleError, parse_delimiter
@@ -109,7 +109,7 @@ def _optional_endpoint(text: str) -> str:
 
 def _store_url(text: str) -> str:
     try:
-        _check_store_url(text)
+        redisurl.parse(text)
     except ValueError as error:
         # What stands in a wrong place may be a part of the password, and the message show it.
         secret = re.split("[:/?#@]", text.partition("://")[2].rpartition("@")[0])
@@ -117,23 +117,6 @@ def _store_url(text: str) -> str:
             raise ValueError("not a URL: in a password write %2F for /, %40 for @") from None
         raise
     return text
-
-
-def _check_store_url(text: str) -> None:
-    parts = urlsplit(text)
-    if not text.startswith(("redis://", "rediss://", "unix://")):
-        raise ValueError("not a URL that begins with redis://, rediss:// or unix://")
-    if parts.scheme == "unix" and not parts.path:
-        raise ValueError("no path in it")
-    if parts.fragment or (parts.port is not None and not parts.hostname):
-        raise ValueError("a # in it, or no host before the port")
-    if parts.scheme != "unix" and not re.fullmatch(r"/?[0-9]*", parts.path):
-        raise ValueError("the database is no number")
-    options = dict(parse_qsl(parts.query, strict_parsing=bool(parts.query)))
-    if not re.fullmatch("[0-9]*", options.pop("db", "")):
-        raise ValueError("the database is no number")
-    if any(not name.startswith("ssl_") for name in options):
-        raise ValueError("an option that is not known")
 
 
 File = Annotated[Path, Field(strict=False), AfterValidator(_file)]
@@ -162,10 +145,17 @@ class MilterSection(_Section):
 
 
 class StoreSection(_Section):
-    """The Redis that holds the rules; `timeout` in seconds for a lookup, everything included."""
+    """The Redis that holds the rules.
+
+    Attributes:
+        url: see redisurl.
+        timeout: seconds for all the lookups of one recipient, everything included.
+        cache: while there are many lookups, keep answers for as long as Redis says they are true.
+    """
 
     url: Annotated[str, AfterValidator(_store_url)] = "redis://127.0.0.1:6379/0"
     timeout: Seconds = 1.0
+    cache: bool = True
 
 
 class MailSection(_Section):

@@ -164,7 +164,7 @@ def netstrings(data: bytes) -> None:
     # Requests or ValueError, an answer of a known kind to each request, never any other error, in
     # bounded time and memory.
     store = Store({"example.com": {"bob": "bob@example.com", "sales": "bob@example.com"}})
-    maps = socketmap.Maps(Decider(store, POLICY, REWRITER, SRS_DOMAIN, lambda: NOW))
+    maps = socketmap.Maps(Decider(lambda _: store, POLICY, REWRITER, SRS_DOMAIN, lambda: NOW))
     stream = io.BytesIO(data)
     with suppress(ValueError):
         while (request := socketmap.read_netstring(stream)) is not None:

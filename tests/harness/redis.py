@@ -43,6 +43,8 @@ class RedisServer(Service):
         self.settings = settings
         self.port = 0
         self.tls_port = 0
+        # Whose certificate it has instead of one of its own: servers that talk to each other.
+        self.trusts: RedisServer | None = None
 
     def prepare(self, stack: ExitStack) -> None:
         """Take the ports and write redis.conf."""
@@ -53,7 +55,11 @@ class RedisServer(Service):
         ]  # fmt: skip
         if self.tls:
             self.tls_port = stack.enter_context(reserved_port())
-            certificate, key = write_certificate(self.folder)
+            if self.trusts is None:
+                certificate, key = write_certificate(self.folder)
+            else:
+                folder = self.trusts.folder
+                certificate, key = self.ca_file, folder / "redis.key"
             lines += [
                 f"tls-port {self.tls_port}", "tls-auth-clients no", f"tls-cert-file {certificate}",
                 f"tls-key-file {key}", f"tls-ca-cert-file {certificate}",
@@ -63,6 +69,11 @@ class RedisServer(Service):
         lines += [f"user {user}" for user in self.users]
         text = "".join(f"{line}\n" for line in [*lines, *self.settings])
         (self.folder / "redis.conf").write_text(text)
+
+    @property
+    def endpoint(self) -> str:
+        """HOST:PORT of the TCP port, or of the TLS port where there is one."""
+        return f"127.0.0.1:{self.tls_port or self.port}"
 
     def command(self) -> Sequence[str]:
         """The redis-server that Debian installs."""
@@ -80,7 +91,7 @@ class RedisServer(Service):
     @property
     def ca_file(self) -> Path:
         """What a TLS client must trust."""
-        return self.folder / "redis.crt"
+        return (self.trusts or self).folder / "redis.crt"
 
     @property
     def url(self) -> str:

@@ -96,7 +96,7 @@ def empty(bench: Bench) -> None:
     if isinstance(bench.mta, Postfix):
         bench.mta.purge()
     else:
-        bench.mta.discard_queue()
+        bench.mta.purge()
     bench.world.reset()
 
 

@@ -82,7 +82,7 @@ class Scene:
         policy = Policy(quarantine=parse_address("q@example.net"), hold=self.hold)
         service = Service(
             hostname="mx.example.net",
-            decider=Decider(self.store, policy, self.rewriter, SRS, lambda: self.now),
+            decider=Decider(lambda _: self.store, policy, self.rewriter, SRS, lambda: self.now),
             tracer=Tracer(["a secret"]),
             srs_domain=SRS,
             max_received=5,

@@ -13,7 +13,7 @@ from aliasmilter.mta.harvest import Harvest, client_of
 from aliasmilter.routing.lookup import Unavailable
 from aliasmilter.store import tally
 from aliasmilter.store.journal import Journal
-from aliasmilter.store.schema import Command
+from aliasmilter.store.link import Command
 from aliasmilter.store.tally import MAX_SENDERS, Seen
 from tests.harness.redis import RedisServer
 from tests.harness.wait import wait_until

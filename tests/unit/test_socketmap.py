@@ -64,7 +64,7 @@ def maps(store: Store | None = None, *, hold: bool = False) -> Maps:
     rewriter = Rewriter(["a secret"], max_age_days=21, hash_length=4, clock=lambda: 1e9)
     policy = Policy(quarantine=parse_address("q@example.net"), hold=hold)
     store = store or Store(RULES, SETTINGS)
-    return Maps(Decider(store, policy, rewriter, SRS, lambda: 1e9))
+    return Maps(Decider(lambda _: store, policy, rewriter, SRS, lambda: 1e9))
 
 
 def bounce_address(sender: str = "alice@bank.example") -> str:

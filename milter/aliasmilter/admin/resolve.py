@@ -25,7 +25,7 @@ def run(path: Path, address: Address) -> int:
     secrets = configuration.load_secrets(config.srs.secrets_file)
     store = AliasStore(config.store.url, config.store.timeout)
     rewriter = make_rewriter(config.srs, secrets, time.time)
-    decider = Decider(store.lookup, config.policy, rewriter, config.srs.domain, time.time)
+    decider = Decider(store.lookups, config.policy, rewriter, config.srs.domain, time.time)
     try:
         decision = decider.decide(address, explain=True)
     except Unavailable as error:

@@ -14,20 +14,23 @@ from aliasmilter.routing.decision import Decision, Policy
 from aliasmilter.routing.lookup import Lookup
 from aliasmilter.routing.resolver import resolve
 
+Lookups = Callable[[Address | None], Lookup]
+"""Begins a lookup for one decision, all of it within one deadline, for mail of a sender."""
+
 
 @dataclass(frozen=True, slots=True)
 class Decider:
     """Where recipients go.
 
     Attributes:
-        lookup: the store's; raises Unavailable.
+        lookups: the store's.
         policy: what the configuration says about routing.
         rewriter: makes and undoes SRS addresses.
         srs_domain: the one domain that is ours even when no key in the store says so.
         clock: seconds since the epoch.
     """
 
-    lookup: Lookup
+    lookups: Lookups
     policy: Policy
     rewriter: Rewriter
     srs_domain: str
@@ -81,7 +84,7 @@ class Decider:
         today = datetime.fromtimestamp(self.clock(), UTC).date()
         return resolve(
             address,
-            self.lookup,
+            self.lookups(sender),
             self.policy,
             today,
             is_target=is_target,

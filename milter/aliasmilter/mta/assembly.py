@@ -8,7 +8,7 @@ from pathlib import Path
 from aliasmilter import config as configuration
 from aliasmilter import log
 from aliasmilter.config import Config
-from aliasmilter.forwarding.decider import Decider
+from aliasmilter.forwarding.decider import Decider, Lookups
 from aliasmilter.forwarding.dmarc import suffixes
 from aliasmilter.forwarding.outbound import Keyring, load_keyring, make_outbound
 from aliasmilter.forwarding.srs import make_rewriter
@@ -16,7 +16,6 @@ from aliasmilter.forwarding.trace import Tracer
 from aliasmilter.mta.reinject import Reinjector
 from aliasmilter.mta.service import Service
 from aliasmilter.mta.throttle import make_throttle
-from aliasmilter.routing.lookup import Lookup
 from aliasmilter.store.redis import AliasStore
 
 
@@ -44,12 +43,12 @@ def load(path: Path) -> Loaded:
 
 
 def make_decider(
-    loaded: Loaded, lookup: Lookup, clock: Callable[[], float] = time.time
+    loaded: Loaded, lookups: Lookups, clock: Callable[[], float] = time.time
 ) -> Decider:
-    """What decides addresses, by what `lookup` knows of them."""
+    """What decides addresses, by what the store knows of them."""
     config = loaded.config
     rewriter = make_rewriter(config.srs, loaded.secrets, clock)
-    return Decider(lookup, config.policy, rewriter, config.srs.domain, clock)
+    return Decider(lookups, config.policy, rewriter, config.srs.domain, clock)
 
 
 def make_service(
@@ -60,7 +59,7 @@ def make_service(
     outbound = make_outbound(config, loaded.keyring, clock)
     return Service(
         hostname=config.mail.hostname,
-        decider=make_decider(loaded, store.lookup, clock),
+        decider=make_decider(loaded, store.lookups, clock),
         tracer=Tracer(loaded.secrets),
         srs_domain=config.srs.domain,
         max_received=config.mail.max_received,

@@ -13,7 +13,8 @@ from typing import Any
 import structlog
 
 from aliasmilter.routing.lookup import Unavailable
-from aliasmilter.store.schema import Command, harvest_key, harvesting_key
+from aliasmilter.store.link import Command
+from aliasmilter.store.schema import harvest_key, harvesting_key
 
 Ask = Callable[[Sequence[Command]], Sequence[Any]]
 

@@ -10,7 +10,8 @@ from aliasmilter.forwarding.results import Verdict
 from aliasmilter.mail.address import Address, local_key
 from aliasmilter.store import tally
 from aliasmilter.store.journal import Journal
-from aliasmilter.store.schema import Command, misses_key
+from aliasmilter.store.link import Command
+from aliasmilter.store.schema import misses_key
 from aliasmilter.store.tally import UNAUTHENTICATED
 
 DNS_TIMEOUT = 2.0  # seconds; nobody waits, but the entries behind it do

@@ -265,7 +265,9 @@ def serve_milter(loaded: Loaded, listener: Listener, lifeline: int) -> None:
     activity, drain = Activity(), loaded.config.milter.drain
     _watch(lifeline)
     threading.Thread(target=_leave, args=(activity, listener, drain), daemon=True).start()
-    store = AliasStore(loaded.config.store.url, loaded.config.store.timeout)
+    store = AliasStore(
+        loaded.config.store.url, loaded.config.store.timeout, cached=loaded.config.store.cache
+    )
     register(make_service(loaded, store), activity)
     Milter.setbacklog(BACKLOG)
     Milter.settimeout(COMMAND_TIMEOUT)
@@ -303,7 +305,7 @@ def serve_maps(loaded: Loaded, listener: Listener, lifeline: int) -> None:
     _watch(lifeline)
     store = AliasStore(loaded.config.store.url, loaded.config.store.timeout)
     # "Not found" makes the MTA refuse for good, so it has to be true now.
-    maps = socketmap.Maps(make_decider(loaded, store.lookup_now))
+    maps = socketmap.Maps(make_decider(loaded, store.lookups_now))
     server = socketmap.Server(listener.socket, maps)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     signal.sigwait(_ENDS)

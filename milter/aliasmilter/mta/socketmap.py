@@ -83,7 +83,7 @@ class Maps:
             return None
         if domain == self._decider.srs_domain:
             return domain
-        (found,) = self._decider.lookup([Address("postmaster", domain)])
+        (found,) = self._decider.lookups(None)([Address("postmaster", domain)])
         return None if isinstance(found, Absent) else domain
 
     def _srs_reverse(self, address: Address) -> Answer:

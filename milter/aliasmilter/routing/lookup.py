@@ -22,10 +22,14 @@ class Found:
     Attributes:
         settings: the hash `domain:<domain>`, as stored.
         rules: of `alias:<domain>`, those of the fields asked for that exist.
+        has_blocks: there is a set `block:<domain>`.
+        blocked: and the sender is in it.
     """
 
     settings: Mapping[bytes, bytes]
     rules: Mapping[str, bytes]
+    has_blocks: bool = False
+    blocked: bool = False
 
 
 @dataclass(frozen=True, slots=True)

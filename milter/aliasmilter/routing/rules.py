@@ -205,6 +205,9 @@ _SETTINGS: dict[str, tuple[str, Callable[[str], object]]] = {
     "arc_selector": ("arc_selector", _parse_selector),
 }
 
+SETTING_NAMES = (*_SETTINGS, "note")
+"""The fields that the hash of a managed domain can have."""
+
 
 @dataclass(slots=True)
 class _Builder:

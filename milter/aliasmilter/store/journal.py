@@ -13,7 +13,7 @@ from typing import Any
 import structlog
 
 from aliasmilter.routing.lookup import Unavailable
-from aliasmilter.store.schema import Command
+from aliasmilter.store.link import Command
 
 MAX_WAITING = 10_000  # entries
 _BATCH = 200  # entries written at once

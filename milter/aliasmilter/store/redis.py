@@ -1,98 +1,79 @@
-"""The alias store in Redis, as the daemon uses it: lookups with a deadline.
+"""The alias store in Redis, as the daemon uses it: lookups with a deadline."""
 
-Callbacks of libmilter are threads that must never block for long, and a client library's
-time-outs hold for one read each: a server that answers in drops, a slow name server or a TLS
-handshake could add up to many times the limit. So all I/O runs in an event loop of its own
-thread, where one deadline covers a lookup with everything in it: waiting for a connection,
-name resolution, connecting, TLS, AUTH, the commands and the retry.
-"""
-
-import asyncio
-import threading
 from collections import OrderedDict
-from collections.abc import Sequence
-from concurrent.futures import CancelledError
-from typing import Any
-
-import redis.asyncio as aioredis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import InvalidResponse, RedisError, ResponseError
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 
 from aliasmilter import metrics
 from aliasmilter.mail.address import Address
-from aliasmilter.routing.lookup import (
-    Absent,
-    Answer,
-    Found,
-    Unavailable,
-    Unreadable,
-    fields_for,
-)
-from aliasmilter.store.schema import alias_key, counted_key, domain_key, reinjected_key
+from aliasmilter.routing.lookup import Absent, Answer, Found, Lookup, Unavailable
+from aliasmilter.routing.rules import sender_keys
+from aliasmilter.store.connect import connect
+from aliasmilter.store.link import Command, Deadline, LateError, Reply, check
+from aliasmilter.store.questions import Asked, Lifetimes, Questions, about_blocks, with_blocks
+from aliasmilter.store.schema import counted_key, reinjected_key
+from aliasmilter.store.servers import Single
+from aliasmilter.store.tracking import Tracking
 
 MAX_KNOWN_UNMANAGED = 10_000
 REMEMBERED = 86_400  # seconds
-_GRACE = 0.1  # seconds in which the event loop has to report that the deadline has passed
-
-
-def client_options(timeout: float) -> dict[str, Any]:
-    """What every connection to Redis is opened with; `timeout` in seconds for each read."""
-    return {
-        "socket_timeout": timeout,
-        "socket_connect_timeout": timeout,
-        # One more try, at once: an idle connection may have died with the last server. The
-        # library's default would wait and try for three seconds when a server refuses.
-        "retry": Retry(NoBackoff(), 1),
-        "client_name": "alias-milter",
-    }
 
 
 class AliasStore:
-    """Looks addresses up in Redis.
+    """Looks addresses up in Redis. For any number of threads.
 
-    Make it after forking: it owns a thread and sockets.
+    Make it after forking: it has sockets, and with Sentinels a thread.
 
     Args:
-        url: `redis://`, `rediss://` or `unix://`, with password and database number.
-        timeout: seconds for a lookup, everything included.
+        url: see redisurl.
+        timeout: seconds for all the lookups of one decision, everything included.
+        cached: keep answers while there are many lookups (see tracking).
+
+    Raises:
+        ValueError: there is something wrong with the URL.
     """
 
-    def __init__(self, url: str, timeout: float) -> None:
+    def __init__(self, url: str, timeout: float, *, cached: bool = False) -> None:
         self._timeout = timeout
-        self._client = aioredis.Redis.from_url(url, **client_options(timeout))
+        self._servers = servers = connect(url, identified=cached)
+        # A node of a Cluster that was cut off and replaced answers pings all the same.
+        self._tracked: tuple[Single, Tracking] | None = None
+        if cached and isinstance(servers, Single):
+            self._tracked = servers, Tracking(servers, timeout)
         self._unmanaged: OrderedDict[str, None] = OrderedDict()
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(
-            target=self._loop.run_forever, name="alias-store", daemon=True
-        )
-        self._thread.start()
 
-    def lookup(self, addresses: Sequence[Address]) -> list[Answer]:
-        """Answer for each address, in one round trip.
+    def lookups(self, sender: Address | None = None) -> Lookup:
+        """A lookup function for one decision: one deadline, from now, for all it is asked.
 
         While the store does not answer, domains that it called unmanaged before still are.
 
-        Raises:
-            Unavailable: no answer in time; the message says why.
+        Args:
+            sender: whom domains may block.
         """
-        domains = {a.domain for a in addresses if _can_be_managed(a.domain)}
-        if not domains:
-            return [Absent()] * len(addresses)
-        try:
-            return self._ask(addresses)
-        except Unavailable:
-            if all(domain in self._unmanaged for domain in domains):
-                return [Absent()] * len(addresses)
-            raise
+        return partial(self._lookup, Deadline(self._timeout), sender_keys(sender))
 
-    def lookup_now(self, addresses: Sequence[Address]) -> list[Answer]:
-        """As `lookup`, without what is known from before: a domain may be managed by now.
+    def lookups_now(self, sender: Address | None = None) -> Lookup:
+        """As `lookups`, without what is known from before: a domain may be managed by now."""
+        return partial(self._lookup_now, Deadline(self._timeout), sender_keys(sender))
+
+    def lookup(self, addresses: Sequence[Address]) -> Sequence[Answer]:
+        """Answer for each address, in one round trip: `lookups` for one question.
 
         Raises:
             Unavailable: no answer in time; the message says why.
         """
-        return self._ask(addresses)
+        return self.lookups()(addresses)
+
+    def ask(self, commands: Sequence[Command]) -> list[Reply]:
+        """Whatever else there is to ask or to write: the replies, none of them an error.
+
+        Raises:
+            Unavailable: no answer in time, or one is an error.
+        """
+        with _counted():
+            replies = self._servers.ask(commands, Deadline(self._timeout))
+            return [check(reply) for reply in replies]
 
     def known(self, digests: Sequence[str]) -> set[str]:
         """Which of these submissions were remembered.
@@ -100,7 +81,7 @@ class AliasStore:
         Raises:
             Unavailable: no answer in time.
         """
-        replies = self._run(self._client.mget([reinjected_key(digest) for digest in digests]))
+        replies = self.ask([("GET", reinjected_key(digest)) for digest in digests])
         return {digest for digest, reply in zip(digests, replies, strict=True) if reply}
 
     def remember(self, digests: Sequence[str]) -> None:
@@ -109,7 +90,7 @@ class AliasStore:
         Raises:
             Unavailable: no answer in time.
         """
-        self._run(self._remember(digests))
+        self.ask([("SET", reinjected_key(digest), 1, "EX", REMEMBERED) for digest in digests])
 
     def count(self, digests: Sequence[str], seconds: int) -> list[int]:
         """Add one to each counter, in one round trip; their values.
@@ -121,102 +102,133 @@ class AliasStore:
         Raises:
             Unavailable: no answer in time.
         """
-        counted: list[int] = self._run(self._count(digests, seconds))
-        return counted
+        commands: list[Command] = []
+        for digest in digests:
+            key = counted_key(digest)
+            # Not EXPIRE after INCR: a counter must never be there without an end.
+            commands += [("SET", key, 0, "EX", seconds, "NX"), ("INCR", key)]
+        return [int(value) for value in self.ask(commands)[1::2]]
 
     def ping(self) -> None:
-        """Find out whether the store answers.
+        """Find out whether the store answers: all of its masters.
 
         Raises:
             Unavailable: it does not; the message says why.
         """
-        self._run(self._ping())
+        deadline = Deadline(self._timeout)
+        for master in self._servers.each(deadline):
+            (reply,) = master.ask([("PING",)], deadline)
+            check(reply)
 
     def close(self) -> None:
-        """Close the connections and end the thread."""
-        try:
-            self._run(self._client.aclose())
-        except Unavailable:
-            return  # the process ends; a server that is gone closed them already
-        finally:
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join(self._timeout)
+        """Close the connections."""
+        if self._tracked:
+            self._tracked[1].close()
+        self._servers.close()
 
-    def _ask(self, addresses: Sequence[Address]) -> list[Answer]:
-        answers: list[Answer] = self._run(self._fetch(addresses))
+    def _lookup(
+        self, deadline: Deadline, senders: Sequence[str], addresses: Sequence[Address]
+    ) -> list[Answer]:
+        try:
+            return self._lookup_now(deadline, senders, addresses)
+        except Unavailable:
+            asked = [a for a in addresses if _can_be_managed(a.domain)]
+            if all(address.domain in self._unmanaged for address in asked):
+                return [Absent()] * len(addresses)
+            raise
+
+    def _lookup_now(
+        self, deadline: Deadline, senders: Sequence[str], addresses: Sequence[Address]
+    ) -> list[Answer]:
+        asked = [a for a in addresses if _can_be_managed(a.domain)]
+        if not asked:
+            return [Absent()] * len(addresses)
+        with _counted():
+            if self._tracked:
+                found = self._recall(*self._tracked, asked, deadline)
+            else:
+                found = self._ask(asked, deadline)
+            if senders and any(isinstance(one, Found) and one.has_blocks for one in found):
+                found = self._with_blocks(asked, found, senders, deadline)
+        if len(asked) == len(addresses):
+            return found
+        answers = dict(zip(asked, found, strict=True))
+        return [answers.get(address) or Absent() for address in addresses]
+
+    def _with_blocks(
+        self,
+        addresses: Sequence[Address],
+        found: Sequence[Answer],
+        senders: Sequence[str],
+        deadline: Deadline,
+    ) -> list[Answer]:
+        """The answers with what the domains say of the sender; never kept."""
+        domains = [
+            address.domain if isinstance(answer, Found) and answer.has_blocks else ""
+            for address, answer in zip(addresses, found, strict=True)
+        ]
+        wanted = list(dict.fromkeys(filter(None, domains)))
+        commands = [command for domain in wanted for command in about_blocks(domain, senders)]
+        replies = self._servers.ask(commands, deadline)
+        size = len(senders)
+        by_domain = {d: replies[n * size : (n + 1) * size] for n, d in enumerate(wanted)}
+        return [
+            with_blocks(answer, domain, by_domain[domain])
+            if domain and isinstance(answer, Found)
+            else answer
+            for domain, answer in zip(domains, found, strict=True)
+        ]
+
+    def _recall(
+        self, server: Single, tracking: Tracking, addresses: Sequence[Address], deadline: Deadline
+    ) -> list[Answer]:
+        """Out of memory what is there, and the rest from the server."""
+        kept, ticket = tracking.recall(addresses)
+        missing = [a for a, answer in zip(addresses, kept, strict=True) if answer is None]
+        if not missing:
+            return [answer for answer in kept if answer is not None]
+        questions = Questions(missing, ticket[1] if ticket else Lifetimes.NOTHING)
+        replies, origin = server.exchange(questions.commands, deadline)
+        asked = questions.answers(replies)
+        if ticket:
+            tracking.keep(missing, asked, ticket, origin)
+        fresh = iter(self._noted(missing, asked))
+        return [answer or next(fresh) for answer in kept]
+
+    def _ask(self, addresses: Sequence[Address], deadline: Deadline) -> list[Answer]:
+        questions = Questions(addresses)
+        asked = questions.answers(self._servers.ask(questions.commands, deadline))
+        return self._noted(addresses, asked)
+
+    def _noted(self, addresses: Sequence[Address], asked: Sequence[Asked]) -> list[Answer]:
+        """The answers; domains that are unmanaged are noted for when the server is away."""
+        answers = [one.answer for one in asked]
         for address, answer in zip(addresses, answers, strict=True):
             if isinstance(answer, Absent):
-                self._unmanaged[address.domain] = None
-                while len(self._unmanaged) > MAX_KNOWN_UNMANAGED:
-                    self._unmanaged.popitem(last=False)
+                self._note_unmanaged(address.domain)
             else:
                 self._unmanaged.pop(address.domain, None)
         return answers
 
-    def _run(self, work: Any) -> Any:  # noqa: ANN401  # whatever the coroutine returns
-        future = asyncio.run_coroutine_threadsafe(self._within_deadline(work), self._loop)
-        try:
-            return future.result(self._timeout + _GRACE)
-        except TimeoutError:
-            future.cancel()
-            metrics.store_errors.inc("timeout")
-            raise Unavailable(f"Redis: no answer within {self._timeout:g} s") from None
-        except (RedisError, OSError, CancelledError) as error:
-            metrics.store_errors.inc("error")
-            raise Unavailable(f"Redis: {error}") from error
+    def _note_unmanaged(self, domain: str) -> None:
+        self._unmanaged[domain] = None
+        while len(self._unmanaged) > MAX_KNOWN_UNMANAGED:
+            self._unmanaged.popitem(last=False)
 
-    async def _within_deadline(self, work: Any) -> Any:  # noqa: ANN401
-        async with asyncio.timeout(self._timeout):
-            return await work
 
-    async def _ping(self) -> None:
-        await self._client.execute_command("PING")  # type: ignore[no-untyped-call]
-
-    async def _remember(self, digests: Sequence[str]) -> None:
-        pipeline = self._client.pipeline(transaction=False)
-        for digest in digests:
-            pipeline.set(reinjected_key(digest), 1, ex=REMEMBERED)
-        await pipeline.execute()
-
-    async def _count(self, digests: Sequence[str], seconds: int) -> list[int]:
-        pipeline = self._client.pipeline(transaction=False)
-        for digest in digests:
-            # Not EXPIRE after INCR: a counter must never be there without an end.
-            pipeline.set(counted_key(digest), 0, ex=seconds, nx=True)
-            pipeline.incr(counted_key(digest))
-        return list((await pipeline.execute())[1::2])
-
-    async def _fetch(self, addresses: Sequence[Address]) -> list[Answer]:
-        domains = list(dict.fromkeys(a.domain for a in addresses if _can_be_managed(a.domain)))
-        pipeline = self._client.pipeline(transaction=False)
-        for domain in domains:
-            pipeline.hgetall(domain_key(domain))
-        asked = [a for a in addresses if _can_be_managed(a.domain)]
-        for address in asked:
-            pipeline.hmget(alias_key(address.domain), list(fields_for(address.local)))
-        replies = await pipeline.execute(raise_on_error=False)
-        settings = dict(zip(domains, replies, strict=False))
-        rules = dict(zip(asked, replies[len(domains) :], strict=True))
-        return [_answer(a, settings.get(a.domain), rules.get(a)) for a in addresses]
+@contextmanager
+def _counted() -> Iterator[None]:
+    """Count what the store fails to answer."""
+    try:
+        yield
+    except LateError:
+        metrics.store_errors.inc("timeout")
+        raise
+    except Unavailable:
+        metrics.store_errors.inc("error")
+        raise
 
 
 def _can_be_managed(domain: str) -> bool:
     """An unqualified address and an address literal belong to the MTA."""
     return bool(domain) and not domain.startswith("[")
-
-
-def _answer(address: Address, settings: Any, rules: Any) -> Answer:  # noqa: ANN401
-    if not _can_be_managed(address.domain):
-        return Absent()
-    for key, reply in ((domain_key, settings), (alias_key, rules)):
-        if isinstance(reply, ResponseError) and str(reply).startswith("WRONGTYPE"):
-            return Unreadable(key(address.domain), "holds another type than a hash")
-        if isinstance(reply, Exception):
-            raise reply
-    fields = fields_for(address.local)
-    # What is no answer to the question says nothing: not even that there is no such domain.
-    if not isinstance(settings, dict) or not isinstance(rules, list) or len(rules) != len(fields):
-        raise InvalidResponse("an answer to another question")
-    if not settings:
-        return Absent()
-    return Found(settings, {f: r for f, r in zip(fields, rules, strict=True) if r is not None})

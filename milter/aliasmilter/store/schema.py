@@ -15,9 +15,6 @@ BLOCK_PREFIX = "block:"
 VENDORS_PREFIX = "vendors:"
 MISSES_PREFIX = "misses:"
 
-Command = tuple[str | bytes | int, ...]
-"""A Redis command, word by word."""
-
 
 def domain_key(domain: str) -> str:
     """The hash with the settings of a domain; the domain is managed iff it exists."""

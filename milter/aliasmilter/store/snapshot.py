@@ -1,24 +1,21 @@
 """All the rules at once, for the commands that look at the whole."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
-
-import redis
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisError, ResponseError
-from redis.retry import Retry
 
 from aliasmilter.mail.address import Address
 from aliasmilter.routing.lookup import (
     Absent,
     Answer,
     Found,
-    Unavailable,
     Unreadable,
     fields_for,
 )
+from aliasmilter.store.connect import connect
+from aliasmilter.store.link import Command, Deadline, GarbledError, Reply, check
+from aliasmilter.store.questions import pairs, unreadable
 from aliasmilter.store.schema import ALIAS_PREFIX, DOMAIN_PREFIX, alias_key, domain_key
+from aliasmilter.store.servers import Servers
 
 _BATCH = 1000
 
@@ -53,57 +50,90 @@ class Snapshot:
 
 
 def read(url: str, timeout: float, only: str | None = None) -> Snapshot:
-    """Read all domains and rules.
+    """Read all domains and rules, of all the masters.
 
     Args:
         url: as in `[store] url`.
-        timeout: seconds for each reply.
+        timeout: seconds for each step.
         only: the one domain that is wanted.
 
     Raises:
         Unavailable: Redis does not answer, or refuses; the message says why.
     """
-    snapshot = Snapshot()
-    client = redis.Redis.from_url(
-        url, socket_timeout=timeout, socket_connect_timeout=timeout, retry=Retry(NoBackoff(), 0)
-    )
+    servers = connect(url)
+    reader = _Reader(servers, timeout, Snapshot())
     try:
-        for domain in [only] if only else _names(client, DOMAIN_PREFIX):
-            snapshot.settings[domain] = _settings(client, domain, snapshot)
-        for domain in [only] if only else _names(client, ALIAS_PREFIX):
-            snapshot.rules[domain] = _rules(client, domain, snapshot)
-    except (RedisError, OSError) as error:
-        raise Unavailable(f"Redis: {error}") from error
+        if only:
+            reader.read_settings([domain_key(only).encode()])
+            reader.read_rules([alias_key(only).encode()])
+            return reader.snapshot
+        for master in servers.each(Deadline(timeout)):
+            for keys in reader.keys(master, DOMAIN_PREFIX):
+                reader.read_settings(keys)
+            for keys in reader.keys(master, ALIAS_PREFIX):
+                reader.read_rules(keys)
     finally:
-        client.close()
-    return snapshot
+        servers.close()
+    return reader.snapshot
 
 
-def _names(client: Any, prefix: str) -> Iterator[str]:  # noqa: ANN401  # sync or cluster client
-    for key in client.scan_iter(match=prefix + "*", count=_BATCH):
-        yield key.decode("utf-8", "backslashreplace").removeprefix(prefix)
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    servers: Servers
+    timeout: float
+    snapshot: Snapshot
+
+    def keys(self, master: Servers, prefix: str) -> Iterator[list[bytes]]:
+        """The keys on one master, a batch at a time; one may come twice."""
+        cursor = b"0"
+        while True:
+            command = ("SCAN", cursor, "MATCH", prefix + "*", "COUNT", _BATCH)
+            (reply,) = master.ask([command], Deadline(self.timeout))
+            cursor, keys = _page(reply)
+            if keys:
+                yield keys
+            if cursor == b"0":
+                return
+
+    def read_settings(self, keys: Sequence[bytes]) -> None:
+        """Read the hashes of domains."""
+        for key, reply in self._ask(keys, lambda key: ("HGETALL", key)):
+            self.snapshot.settings[_domain(key, DOMAIN_PREFIX)] = pairs(reply) if reply else {}
+
+    def read_rules(self, keys: Sequence[bytes]) -> None:
+        """Read the rules of domains, of large ones a batch at a time."""
+        for key, reply in self._ask(keys, lambda key: _hscan(key, b"0")):
+            rules = self.snapshot.rules[_domain(key, ALIAS_PREFIX)] = {}
+            while reply:
+                cursor, words = _page(reply)
+                found = pairs(words).items()
+                rules.update((f.decode("utf-8", "backslashreplace"), rule) for f, rule in found)
+                if cursor == b"0":
+                    break
+                (reply,) = self.servers.ask([_hscan(key, cursor)], Deadline(self.timeout))  # noqa: PLW2901
+
+    def _ask(
+        self, keys: Sequence[bytes], question: Callable[[bytes], Command]
+    ) -> Iterator[tuple[bytes, Reply]]:
+        """Ask about all the keys at once; None for one that cannot be read, which is noted."""
+        replies = self.servers.ask([question(key) for key in keys], Deadline(self.timeout))
+        for key, reply in zip(keys, replies, strict=True):
+            problem = unreadable(key.decode("utf-8", "backslashreplace"), reply)
+            if problem:
+                self.snapshot.unreadable[problem.key] = problem.problem
+            yield key, None if problem else reply
 
 
-def _settings(client: Any, domain: str, snapshot: Snapshot) -> dict[bytes, bytes]:  # noqa: ANN401
-    try:
-        return dict(client.hgetall(domain_key(domain)))
-    except ResponseError as error:
-        snapshot.unreadable[domain_key(domain)] = _wrong_type(error)
-        return {}
+def _hscan(key: bytes, cursor: bytes) -> Command:
+    return ("HSCAN", key, cursor, "COUNT", _BATCH)
 
 
-def _rules(client: Any, domain: str, snapshot: Snapshot) -> dict[str, bytes]:  # noqa: ANN401
-    try:
-        return {
-            field.decode("utf-8", "backslashreplace"): rule
-            for field, rule in client.hscan_iter(alias_key(domain), count=_BATCH)
-        }
-    except ResponseError as error:
-        snapshot.unreadable[alias_key(domain)] = _wrong_type(error)
-        return {}
+def _page(reply: Reply) -> tuple[bytes, list[bytes]]:
+    """A reply to SCAN or HSCAN: where it goes on, and what was there."""
+    if not isinstance(check(reply), list) or len(reply) != 2 or not isinstance(reply[1], list):
+        raise GarbledError("Redis: an answer to another question")
+    return reply[0], reply[1]
 
 
-def _wrong_type(error: ResponseError) -> str:
-    if str(error).startswith("WRONGTYPE"):
-        return "holds another type than a hash"
-    raise error
+def _domain(key: bytes, prefix: str) -> str:
+    return key.decode("utf-8", "backslashreplace").removeprefix(prefix)

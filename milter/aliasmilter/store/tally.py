@@ -16,7 +16,8 @@ from typing import Any
 from redis.exceptions import RedisError
 
 from aliasmilter.routing.lookup import Unavailable
-from aliasmilter.store.schema import QUARANTINED_KEY, Command
+from aliasmilter.store.link import Command
+from aliasmilter.store.schema import QUARANTINED_KEY
 
 UNAUTHENTICATED = "unauthenticated"  # stands for whoever has not proved to be somebody
 OTHERS = "others"  # domains beyond the bound are counted under this name
