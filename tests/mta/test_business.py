@@ -74,9 +74,7 @@ def test_an_own_user_sends_as_what_is_his(business: Lab, login: str, sender: str
 
 def test_an_own_user_sends_as_nobody_else(business: Lab) -> None:
     reply = as_user(business, BOB, "carol@example.com", CUSTOMER).rcpt
-    assert str(reply) == (
-        f"553 5.7.1 <{CUSTOMER}>: <carol@example.com> is no address that {BOB} may send from"
-    ) or str(reply).startswith("553 5.7.1 <carol@example.com>")
+    assert str(reply) == f"553 5.7.1 <carol@example.com> is no address that {BOB} may send from"
     forged = message(sender="carol@example.com")
     data = as_user(business, BOB, BOB, CUSTOMER, forged).data
     assert str(data).startswith("553 5.7.1 <carol@example.com>")
@@ -97,7 +95,7 @@ def test_an_answer_goes_out_under_the_alias_that_was_written_to(business: Lab) -
     assert as_user(business, BOB, BOB, CUSTOMER, answer).accepted
     (got,) = business.world.wait_for(CUSTOMER)
     assert got.sender == "sales@example.com"
-    assert got.message["From"] == '"Bob Jones" <sales@example.com>'
+    assert b'\r\nFrom: "Bob Jones" <sales@example.com>\r\n' in got.content
     assert got.message["Reply-To"] == "sales@example.com"
     assert BOB.encode() not in got.content
 

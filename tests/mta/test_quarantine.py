@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from tests.harness.lab import Lab
 from tests.harness.smtp import message
+from tests.harness.wait import wait_until
 
 MTAS = ("postfix", "sendmail")
 RULES = (
@@ -27,6 +28,7 @@ def test_a_hit_goes_to_the_quarantine_mailbox_and_says_why(lab: Lab) -> None:
     assert "reason=catch-all" in note
     lab.settle()
     assert len(lab.world.deliveries) == 1
+    wait_until(lambda: lab.redis.cli("HGET", "quarantined", "example.com") == '"1"', "it counts")
 
 
 def test_the_domains_own_quarantine_mailbox_comes_first(lab: Lab) -> None:

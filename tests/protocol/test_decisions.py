@@ -13,7 +13,7 @@ from tests.harness.redis import RedisServer
 
 
 def test_only_rcpt_and_the_end_of_the_message_are_answered(mta: Mta) -> None:
-    for step in ("NR_CONN", "NR_MAIL", "NR_HDR", "NODATA", "NOEOH", "NOUNKNOWN", "NOBODY"):
+    for step in ("NR_CONN", "NR_MAIL", "NR_HDR", "NODATA", "NOEOH", "NOUNKNOWN", "SKIP"):
         assert mta.steps & getattr(constants, f"SMFIP_{step}"), step
     assert mta.steps & constants.SMFIP_HDR_LEADSPC
     assert not mta.steps & (constants.SMFIP_NR_RCPT | constants.SMFIP_NORCPT)

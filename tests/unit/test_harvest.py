@@ -161,11 +161,11 @@ def test_the_journal_writes_what_it_can_and_goes_on_after_what_it_cannot(ask: As
     log = Log()
     journal = Journal(ask, log.logger)
     journal.note(lambda: [("SET", "a", 1)])
-    journal.written()
+    journal.written(10)
     journal.note(broken)
-    journal.written()
+    journal.written(10)
     journal.note(lambda: [("SET", "b", 1)])
-    journal.written()
+    journal.written(10)
     assert ask([("MGET", "a", "b")]) == [[b"1", b"1"]]
     assert log.names == ["journal entry failed"]
 
@@ -178,5 +178,5 @@ def test_the_journal_says_that_counts_are_lost_and_not_each_time() -> None:
     journal = Journal(away, log.logger)
     for _ in range(5):
         journal.note(lambda: [("SET", "a", 1)])
-        journal.written()
+        journal.written(10)
     assert log.names == ["counts are lost"]

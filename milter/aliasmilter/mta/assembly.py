@@ -13,9 +13,14 @@ from aliasmilter.forwarding.dmarc import suffixes
 from aliasmilter.forwarding.outbound import Keyring, load_keyring, make_outbound
 from aliasmilter.forwarding.srs import make_rewriter
 from aliasmilter.forwarding.trace import Tracer
+from aliasmilter.mta.harvest import make_harvest
+from aliasmilter.mta.misses import make_misses
 from aliasmilter.mta.reinject import Reinjector
 from aliasmilter.mta.service import Service
+from aliasmilter.mta.submission import make_submission
 from aliasmilter.mta.throttle import make_throttle
+from aliasmilter.mta.vendors import make_vendors
+from aliasmilter.store.journal import Journal
 from aliasmilter.store.redis import AliasStore
 
 
@@ -57,15 +62,22 @@ def make_service(
     """What the sessions of a process share."""
     config = loaded.config
     outbound = make_outbound(config, loaded.keyring, clock)
+    decider = make_decider(loaded, store.lookups, clock)
+    journal = Journal(store.ask, log.get())
     return Service(
         hostname=config.mail.hostname,
-        decider=make_decider(loaded, store.lookups, clock),
+        decider=decider,
         tracer=Tracer(loaded.secrets),
         srs_domain=config.srs.domain,
         max_received=config.mail.max_received,
         logger=log.get(),
         outbound=outbound if outbound.is_wanted else None,
         examiner=outbound,
+        journal=journal,
+        vendors=make_vendors(journal, clock),
+        harvest=make_harvest(config.harvest, store.ask, log.get(), clock),
+        misses=make_misses(config.suggest, journal, outbound.resolver, clock),
+        submission=make_submission(config.submission, loaded.secrets, decider, store),
         reinjector=make_reinjector(config, store),
         limits=config.limits,
         throttle=make_throttle(config.limits, store.count),

@@ -36,6 +36,7 @@ from aliasmilter.routing.plan import (
     partition,
     recipient_edits,
 )
+from aliasmilter.store import tally
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
@@ -135,10 +136,17 @@ class Completion:
             quarantine=quarantine.hold_reason(self.mail.recipients) if own.handling.held else "",
         )
         self._remember(message)
+        self._count_hits()
         outcome = "held" if edits.quarantine else "accepted"
         measures.accepted(outcome)
         self._log(outcome)
         return Verdict(edits=edits)
+
+    def _count_hits(self) -> None:
+        journal = self.service.journal
+        hits = [hit.address.domain for r in self.mail.recipients for hit in r.decision.quarantined]
+        if hits and journal:
+            journal.note(lambda: [tally.hit(domain) for domain in hits])
 
     def _remember(self, message: Message) -> None:
         submission = self.service.submission

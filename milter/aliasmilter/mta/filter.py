@@ -32,8 +32,6 @@ ACTIONS = {
 # Asked for where offered. What is not answered costs no round trip; what is not called costs
 # nothing at all. Of the commands, only RCPT and the end of the message need an answer.
 _NEVER_CALLED = Milter.P_NOUNKNOWN | Milter.P_NODATA | Milter.P_NOEOH
-# Who examines mail that leaves wants to know these; the body only of such mail.
-_CALLED_FOR_OUTBOUND = Milter.P_NOHELO | Milter.P_NOBODY
 _NO_REPLY = Milter.P_NR_CONN | Milter.P_NR_HELO | Milter.P_NR_MAIL | Milter.P_NR_HDR
 # What we want to know; a stage without a list would get the MTA's long one.
 _MACROS = {
@@ -62,7 +60,6 @@ class Filter:
         self._in_transaction = False
         self._logger: structlog.typing.FilteringBoundLogger = service.logger
         self._session = Session(service)
-        self._examines = bool(service.outbound or service.reinjector or service.vendors)
         self._protocol = 0
         self._turned_away: Reason | None = None
 
@@ -76,8 +73,7 @@ class Filter:
         if offered & Milter.SETSYMLIST:
             for stage, names in _MACROS.items():
                 self._context.setsymlist(stage, names)
-        wanted = _NEVER_CALLED | _NO_REPLY | Milter.P_HDR_LEADSPC
-        wanted |= Milter.P_SKIP if self._examines else _CALLED_FOR_OUTBOUND
+        wanted = _NEVER_CALLED | _NO_REPLY | Milter.P_HDR_LEADSPC | Milter.P_SKIP
         self._protocol = steps & wanted
         actions = offered & (sum(ACTIONS.values()) | Milter.SETSYMLIST)
         options[:] = [actions, self._protocol, 0, 0]

@@ -12,6 +12,7 @@ from typing import Any
 
 import structlog
 
+from aliasmilter.config import HarvestSection
 from aliasmilter.routing.lookup import Unavailable
 from aliasmilter.store.link import Command
 from aliasmilter.store.schema import harvest_key, harvesting_key
@@ -103,3 +104,15 @@ def client_of(ip: str) -> str:
             return str(address.ipv4_mapped)
         return str(ip_network((int(address), 64), strict=False))
     return str(address)
+
+
+def make_harvest(
+    settings: HarvestSection,
+    ask: Ask,
+    logger: structlog.typing.FilteringBoundLogger,
+    clock: Callable[[], float],
+) -> Harvest | None:
+    """What the configuration asks for; None when nobody is counted."""
+    if not settings.limit:
+        return None
+    return Harvest(settings.limit, settings.window, ask, logger, clock)

@@ -4,8 +4,9 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from aliasmilter.config import SuggestSection
 from aliasmilter.forwarding import spf
-from aliasmilter.forwarding.dns import Lookup
+from aliasmilter.forwarding.dns import Lookup, Resolver
 from aliasmilter.forwarding.results import Verdict
 from aliasmilter.mail.address import Address, local_key
 from aliasmilter.store import tally
@@ -25,13 +26,13 @@ class Misses:
     Attributes:
         journal: writes, and asks DNS, in a thread of its own.
         lookup: begins a lookup that has so many seconds.
-        today: the day in UTC, ISO 8601.
+        clock: seconds since the epoch.
         remember_days: how long they are kept.
     """
 
     journal: Journal
     lookup: Callable[[float], Lookup]
-    today: Callable[[], str]
+    clock: Callable[[], float]
     remember_days: int
     _under_way: threading.Semaphore = field(
         default_factory=lambda: threading.Semaphore(MAX_AT_ONCE)
@@ -55,7 +56,8 @@ class Misses:
     def _command(self, address: Address, domain: str) -> Command:
         seconds = self.remember_days * 86_400
         key = misses_key(address.domain)
-        return tally.count(key, local_key(address.local), domain, self.today(), seconds=seconds)
+        local = local_key(address.local)
+        return tally.count(key, local, domain, tally.day(self.clock()), seconds=seconds)
 
     def _sender(self, ip: str, helo: str, sender: Address | None) -> str:
         """The domain that wrote, when SPF says that it was its host."""
@@ -63,3 +65,12 @@ class Misses:
             return UNAUTHENTICATED
         result = spf.evaluate(ip, helo, str(sender), self.lookup(DNS_TIMEOUT))
         return result.domain if result.verdict is Verdict.PASS else UNAUTHENTICATED
+
+
+def make_misses(
+    settings: SuggestSection, journal: Journal, resolver: Resolver, clock: Callable[[], float]
+) -> Misses | None:
+    """What the configuration asks for; None when nothing is remembered."""
+    if not settings.remember_days:
+        return None
+    return Misses(journal, resolver.lookup, clock, settings.remember_days)

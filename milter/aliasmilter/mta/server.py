@@ -30,6 +30,7 @@ from aliasmilter.mta.assembly import Loaded, load, make_decider, make_service
 from aliasmilter.mta.filter import register
 from aliasmilter.mta.listener import BACKLOG, Listener
 from aliasmilter.mta.manager import Status, Watchdog, notify
+from aliasmilter.mta.service import Service
 from aliasmilter.store.redis import AliasStore
 
 KILL_AFTER = 10.0  # seconds that a worker may take beyond [milter] drain to end
@@ -37,6 +38,7 @@ RESPAWN_DELAY = 1.0  # seconds, for a worker that died as soon as it was born
 # libmilter waits for the rest of a command in a thread that others may need. In between commands
 # a session may be silent for as long as its client is.
 COMMAND_TIMEOUT = 10  # seconds
+COUNTING = 1.0  # seconds that what was counted last may take to be written
 SETTLE = 0.25  # seconds for an answer to be sent, and for a new connection to be negotiated
 
 LEAVE, FINISH = signal.SIGUSR1, signal.SIGUSR2
@@ -264,11 +266,13 @@ def serve_milter(loaded: Loaded, listener: Listener, lifeline: int) -> None:
     """
     activity, drain = Activity(), loaded.config.milter.drain
     _watch(lifeline)
-    threading.Thread(target=_leave, args=(activity, listener, drain), daemon=True).start()
     store = AliasStore(
         loaded.config.store.url, loaded.config.store.timeout, cached=loaded.config.store.cache
     )
-    register(make_service(loaded, store), activity)
+    service = make_service(loaded, store)
+    leaving = (activity, listener, drain, service)
+    threading.Thread(target=_leave, args=leaving, daemon=True).start()
+    register(service, activity)
     Milter.setbacklog(BACKLOG)
     Milter.settimeout(COMMAND_TIMEOUT)
     # Debian's libmilter takes over a descriptor; others call this an unknown protocol.
@@ -281,7 +285,7 @@ def serve_milter(loaded: Loaded, listener: Listener, lifeline: int) -> None:
         log.get().error("worker stops with callbacks unfinished", pid=os.getpid())
 
 
-def _leave(activity: Activity, listener: Listener, drain: float) -> None:
+def _leave(activity: Activity, listener: Listener, drain: float, service: Service) -> None:
     """Wait to be told to leave, then let what has begun come to its end, and end the process."""
     told = signal.sigwait({LEAVE, FINISH})
     listener.stop_accepting()
@@ -296,6 +300,8 @@ def _leave(activity: Activity, listener: Listener, drain: float) -> None:
     if activity.transactions:
         left = activity.transactions
         log.get().error("worker leaves messages unfinished", pid=os.getpid(), transactions=left)
+    if service.journal:
+        service.journal.written(COUNTING)
     # Not by way of libmilter, which looks every five seconds whether it is to stop.
     os._exit(0)
 

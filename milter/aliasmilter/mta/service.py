@@ -14,6 +14,7 @@ from aliasmilter.mta.reinject import Reinjector
 from aliasmilter.mta.submission import Submission
 from aliasmilter.mta.throttle import Throttle
 from aliasmilter.mta.vendors import Vendors
+from aliasmilter.store.journal import Journal
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,7 @@ class Service:
         logger: takes one line a message, and one a refused recipient.
         outbound: examines and seals what leaves; None when neither is wanted.
         examiner: says what is true of a message, also when nothing that leaves asks for it.
+        journal: takes what is counted; None: nothing is.
         vendors: watches over addresses that were given to vendors; needs `examiner`.
         harvest: tells clients that guess addresses; None: nobody is counted.
         misses: takes note of addresses without a rule of their own; None: of none.
@@ -46,6 +48,7 @@ class Service:
     logger: structlog.typing.FilteringBoundLogger
     outbound: Outbound | None = None
     examiner: Outbound | None = None
+    journal: Journal | None = None
     vendors: Vendors | None = None
     harvest: Harvest | None = None
     misses: Misses | None = None

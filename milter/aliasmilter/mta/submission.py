@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from aliasmilter import log
+from aliasmilter.config import SubmissionSection
 from aliasmilter.forwarding.author import NoAuthorError, author_addresses
 from aliasmilter.forwarding.decider import Decider
 from aliasmilter.forwarding.identity import Keeper, Token, answered, message_id
@@ -12,8 +14,11 @@ from aliasmilter.mail.address import Address, AddressError, parse_address
 from aliasmilter.mail.message import HeaderField, Message
 from aliasmilter.mail.replies import Reason
 from aliasmilter.routing.decision import Decision, Policy
+from aliasmilter.routing.lookup import Unavailable
 from aliasmilter.routing.ownership import owners
 from aliasmilter.routing.plan import Recipient
+from aliasmilter.store.redis import AliasStore
+from aliasmilter.store.schema import answered_key
 
 # The fields in which an answer shows who wrote it (RFC 5322 section 3.6.2).
 SHOWING = (b"from", b"sender", b"reply-to")
@@ -232,3 +237,37 @@ def _key(text: str) -> str:
         return parse_address(text, any_dots=True).key
     except AddressError:
         return ""  # of nobody
+
+
+def make_submission(
+    settings: SubmissionSection, secrets: Sequence[str], decider: Decider, store: AliasStore
+) -> Submission | None:
+    """What the configuration asks for; None when nothing holds for those who have logged in."""
+    owners_only, identity = settings.send_as == "owners", IdentityMode(settings.identity)
+    if not owners_only and identity is IdentityMode.OFF:
+        return None
+    return Submission(
+        decider,
+        owners_only,
+        settings.logins,
+        settings.login_domain or "",
+        identity,
+        None if identity is IdentityMode.OFF else _memory(settings, secrets, store),
+    )
+
+
+def _memory(settings: SubmissionSection, secrets: Sequence[str], store: AliasStore) -> Memory:
+    seconds = settings.remember_days * 86_400
+
+    def get(digests: Sequence[str]) -> list[bytes | None]:
+        return store.ask([("GET", answered_key(digest)) for digest in digests])
+
+    def put(tokens: Sequence[Token]) -> None:
+        commands = [("SET", answered_key(t.digest), t.value, "EX", seconds) for t in tokens]
+        try:
+            store.ask(commands)
+        except Unavailable as error:
+            # The message itself must not wait for that.
+            log.get().warning("an answer to a message may show the mailbox", problem=str(error))
+
+    return Memory(Keeper(secrets), get, put)

@@ -5,10 +5,13 @@ from dataclasses import dataclass
 
 from aliasmilter.forwarding.dmarc import organizational_domain
 from aliasmilter.forwarding.results import Results, Verdict
-from aliasmilter.mail.address import Address
+from aliasmilter.mail.address import Address, local_key
 from aliasmilter.mail.replies import Reason
 from aliasmilter.routing.decision import Vendor
 from aliasmilter.routing.plan import Recipient
+from aliasmilter.store import tally
+from aliasmilter.store.journal import Journal
+from aliasmilter.store.schema import vendors_key
 from aliasmilter.store.tally import UNAUTHENTICATED
 
 
@@ -58,3 +61,13 @@ def _undecided(results: Results) -> bool:
     if results.spf:
         verdicts.add(results.spf.verdict)
     return Verdict.TEMPERROR in verdicts
+
+
+def make_vendors(journal: Journal, clock: Callable[[], float]) -> Vendors:
+    """Writes into the journal who wrote to whom."""
+
+    def record(address: Address, sender: str) -> None:
+        key, local = vendors_key(address.domain), local_key(address.local)
+        journal.note(lambda: [tally.count(key, local, sender, tally.day(clock()))])
+
+    return Vendors(record)

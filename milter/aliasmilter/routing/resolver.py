@@ -292,7 +292,11 @@ class _Expansion:
             settings = parse_settings(answer.settings)
         except RuleError as error:
             return _invalid(f"domain:{self.hop.carried.domain}", str(error))
-        outcome = self._managed(answer, settings)
+        if answer.blocked:
+            says = f"{self.hop.carried.domain} blocks {self.sender}"
+            outcome = _Outcome(reason=Reason.BLOCKED, says=says)
+        else:
+            outcome = self._managed(answer, settings)
         outcome.settings = settings
         return outcome
 

@@ -55,9 +55,12 @@ class Journal:
             return False
         return True
 
-    def written(self) -> None:
-        """Wait until all that was noted has been written, or lost."""
-        self._entries.join()
+    def written(self, timeout: float) -> None:
+        """Wait until all that was noted has been written, or lost; `timeout` seconds at most."""
+        if self._thread is not None:
+            waiter = threading.Thread(target=self._entries.join, daemon=True)
+            waiter.start()
+            waiter.join(timeout)
 
     def _begin(self) -> None:
         with self._start:

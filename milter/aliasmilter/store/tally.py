@@ -11,6 +11,7 @@ the number of managed domains, as others have no hits.
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from redis.exceptions import RedisError
@@ -48,18 +49,23 @@ class Seen:
     last: str
 
 
-def count(key: str, local: str, sender: str, day: str, *, seconds: int = 0) -> Command:
+def day(now: float) -> str:
+    """The day in UTC, ISO 8601, of seconds since the epoch."""
+    return datetime.fromtimestamp(now, UTC).date().isoformat()
+
+
+def count(key: str, local: str, sender: str, today: str, *, seconds: int = 0) -> Command:
     """The command that counts one message.
 
     Args:
         key: of the hash.
         local: the local part that was written to.
         sender: the domain that wrote.
-        day: today in UTC, ISO 8601.
+        today: in UTC, ISO 8601.
         seconds: after which the hash goes when nothing more is counted; 0: never.
     """
     bounds = (MAX_FIELDS, MAX_SENDERS - 1)
-    return ("EVAL", _SCRIPT, 1, key, local, sender, day, *bounds, seconds)
+    return ("EVAL", _SCRIPT, 1, key, local, sender, today, *bounds, seconds)
 
 
 def read(fields: Mapping[bytes, bytes]) -> dict[str, dict[str, Seen]]:
