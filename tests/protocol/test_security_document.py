@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness.daemon import Daemon
+from tests.harness.daemon import Config, Daemon
 from tests.harness.mta_client import Mta
 from tests.harness.redis import RedisServer
-from tests.harness.wait import LabError
+from tests.harness.wait import LabError, wait_until
 from tests.harness.world import World
 from tests.protocol.conftest import RULES
 
@@ -52,7 +52,16 @@ def test_an_editor_s_rules_are_served_by_a_daemon_that_cannot_write_them(
         "bob@example.com me@gmail.example",
     )
     url = f"redis://alias-milter:CHANGE-ME-DAEMON@127.0.0.1:{server.port}/0"
-    daemon = start({"reinject": {"server": f"127.0.0.1:{world.port}"}}, url=url)
+    cli(server, "alias-editor", "HSET", "alias:example.com", "hub", "bob@example.com vendor=x.test")
+    cli(server, "alias-editor", "SADD", "block:example.com", "spam.example")
+    config: Config = {
+        "reinject": {"server": f"127.0.0.1:{world.port}"},
+        "harvest": {"limit": 1},
+        "suggest": {"remember_days": 1},
+        "submission": {"identity": "rewrite"},
+        "dns": {"nameservers": ["127.0.0.1:1"]},
+    }
+    daemon = start(config, url=url)
     with Mta(daemon.socket) as mta:
         mta.mail()
         assert mta.rcpt("<nobody@example.com>").text.startswith("550 5.1.1")
@@ -61,10 +70,20 @@ def test_an_editor_s_rules_are_served_by_a_daemon_that_cannot_write_them(
         (leaves,) = world.wait_for("me@gmail.example")
         mta.mail("<vacation@gmail.example>")
         assert mta.rcpt(f"<{leaves.sender}>").kind == "continue"
+        mta.mail()
+        assert [mta.rcpt(f"<{name}@new.example>").kind for name in "ab"] == ["reply", "reply"]
+        assert mta.rcpt("<hub@example.com>").kind == "continue"
+        headers = [("From", " alice@bank.example"), ("Message-ID", " <1@bank.example>")]
+        assert mta.message(headers).answer.kind == "continue"
+        mta.mail("<x@spam.example>")
+        assert mta.rcpt("<bob@example.com>").text.startswith("550 5.7.1")
+    for kept in ("vendors:example.com", "misses:new.example", "answered:*", "harvest:*"):
+        wait_until(lambda key=kept: server.cli("KEYS", key) != "(empty array)", kept)  # type: ignore[misc]
     assert server.cli("KEYS", "reinjected:*") != "(empty array)"
     assert server.cli("KEYS", "counted:*") != "(empty array)"
     assert "NOPERM" not in daemon.log
-    assert "error" not in daemon.log
+    assert "error:" not in daemon.log
+    assert "counts are lost" not in daemon.log
     checked = daemon.run("check")
     assert "NOPERM" not in checked.stdout + checked.stderr
     assert "alias:example.com broken" in checked.stdout

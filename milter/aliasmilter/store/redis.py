@@ -185,6 +185,7 @@ class AliasStore:
         """Out of memory what is there, and the rest from the server."""
         kept, ticket = tracking.recall(addresses)
         missing = [a for a, answer in zip(addresses, kept, strict=True) if answer is None]
+        (metrics.store_cache_misses if missing else metrics.store_cache_hits).inc()
         if not missing:
             return [answer for answer in kept if answer is not None]
         questions = Questions(missing, ticket[1] if ticket else Lifetimes.NOTHING)
