@@ -16,6 +16,9 @@ from tests.protocol.conftest import load_rules
 SESSIONS = 40  # for each seed
 Packet = tuple[str, bytes]
 
+# Sent whole or not at all. libmilter (8.17) reads past the end of a list in which a name has no
+# value, and may crash; no client can make a mail server send one.
+MACROS = "D"
 OFFER = struct.pack("!LLL", 6, ACTIONS, STEPS)
 GOOD: list[Packet] = [
     ("O", OFFER),
@@ -53,14 +56,13 @@ def session(chance: random.Random) -> bytes:
                 del packets[place]
             case 2:
                 chance.shuffle(packets)
-            case _:
+            case _ if packets[place][0] != MACROS:
                 packets[place] = _spoilt(packets[place], chance)
+    if chance.randrange(8) == 0:
+        packets[chance.randrange(len(packets))] = ("", chance.randbytes(chance.randrange(9)))
     octets = b"".join(packet(command, data) for command, data in packets)
     if chance.randrange(4) == 0:
         octets = octets[: chance.randrange(len(octets))]
-    if chance.randrange(8) == 0:
-        place = chance.randrange(len(octets))
-        octets = octets[:place] + chance.randbytes(chance.randrange(1, 9)) + octets[place:]
     return octets
 
 
@@ -74,7 +76,8 @@ def _spoilt(good: Packet, chance: random.Random) -> Packet:
         case 2:
             return command, chance.randbytes(chance.randrange(200))
         case 3:
-            return chr(chance.randrange(1, 127)), data
+            other = chr(chance.randrange(1, 127))
+            return command if other == MACROS else other, data
         case _:
             spoilt = bytearray(data or b"x")
             spoilt[chance.randrange(len(spoilt))] = chance.randrange(256)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.fuzz import protocol
@@ -33,6 +33,7 @@ def test_the_seeds_of_a_target_and_all_their_beginnings_break_nothing(target: st
 
 
 @pytest.mark.parametrize("target", [name for name in TARGETS if name != "configuration"])
+@settings(deadline=None)
 @given(data=st.data())
 def test_any_octets_and_any_splice_of_seeds_break_nothing(target: str, data: st.DataObject) -> None:
     seeds = [file.read_bytes() for file in sorted((CORPUS / target).iterdir())]

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from aliasmilter.config import ConfigError, load
+from aliasmilter.routing.lookup import Unavailable
+from aliasmilter.store.redis import AliasStore
+from aliasmilter.store.snapshot import read
 from tests.harness.daemon import REPOSITORY, Daemon
 from tests.harness.mta_client import Mta
 from tests.harness.redis import RedisServer
 from tests.harness.signing import key, pem
 from tests.harness.wait import wait_until
-from tests.protocol.conftest import load_rules
 
 Start = Callable[..., Daemon]
 
@@ -27,8 +32,8 @@ GOOD = {
 }
 
 
-def all_output(folder: Path, *sections: str, command: str = "run") -> str:
-    """What a command says that cannot do its work; its status must say so too."""
+def all_output(folder: Path, *sections: str) -> str:
+    """What the daemon says that cannot be started; its status must be 2."""
     file = folder / "alias-milter.toml"
     parts = [f"[{name}]\n{text}\n" for name, text in GOOD.items() if f"[{name}]" not in sections]
     file.write_text("".join(parts) + "\n".join(sections) + "\n")
@@ -36,15 +41,14 @@ def all_output(folder: Path, *sections: str, command: str = "run") -> str:
     if not secrets.exists():
         secrets.write_text(f"{SECRET}\n")
     done = subprocess.run(
-        [sys.executable, "-m", "aliasmilter", command, "-c", str(file)],
-        capture_output=True, text=True, timeout=30, check=False, cwd=folder,
+        [sys.executable, "-m", "aliasmilter", "run", "-c", str(file)],
+        capture_output=True, text=True, timeout=60, check=False, cwd=folder,
         env={**os.environ, "PYTHONPATH": f"{REPOSITORY}/milter"},
     )  # fmt: skip
-    assert done.returncode != 0
+    assert done.returncode == 2
     return done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("command", ["run", "check"])
 @pytest.mark.parametrize(
     "url",
     [
@@ -64,12 +68,14 @@ def all_output(folder: Path, *sections: str, command: str = "run") -> str:
         f"{SECRET}@127.0.0.1",
     ],
 )
-def test_a_broken_store_url_is_an_error_that_does_not_show_it(
-    tmp_path: Path, url: str, command: str
-) -> None:
-    output = all_output(tmp_path, f'[store]\nurl = "{url}"', command=command)
-    assert "[store] url" in output
-    assert SECRET not in output
+def test_a_broken_store_url_is_an_error_that_does_not_show_it(tmp_path: Path, url: str) -> None:
+    file = tmp_path / "alias-milter.toml"
+    file.write_text(f"[srs]\n{GOOD['srs']}\n[store]\nurl = {json.dumps(url)}\n")
+    with pytest.raises(ConfigError) as error:
+        load(file)
+    (problem,) = error.value.problems
+    assert problem.startswith(f"{file}: [store] url: ")
+    assert SECRET not in "".join(traceback.format_exception(error.value))
 
 
 @pytest.mark.parametrize(
@@ -116,9 +122,20 @@ def test_row_17_a_damaged_key_ends_with_2_is_named_and_never_shown(
     assert not any(line in output for line in text.splitlines() if len(line) > 30)
 
 
-def test_no_failure_of_a_connection_shows_the_password(start: Start) -> None:
+@pytest.mark.parametrize("trouble", ["missing", "open to others", "small"])
+def test_row_17_a_key_that_cannot_be_used_ends_with_2(tmp_path: Path, trouble: str) -> None:
+    file = tmp_path / "arc.pem"
+    if trouble != "missing":
+        file.touch(0o600)
+        file.write_bytes(pem(key(1, 1024) if trouble == "small" else key()))
+    if trouble == "open to others":
+        file.chmod(0o644)
+    arc = '[arc]\ndomain = "example.net"\nselector = "a"\nkey_file = "arc.pem"'
+    assert f"[arc] key_file: {file}: " in all_output(tmp_path, arc)
+
+
+def test_no_failure_of_a_connection_shows_the_password() -> None:
     with RedisServer(password="right") as server:
-        load_rules(server)
         urls = [
             server.tcp_url.replace("right", SECRET),
             f"unix://:{SECRET}@{server.socket}?db=0",
@@ -129,17 +146,28 @@ def test_no_failure_of_a_connection_shows_the_password(start: Start) -> None:
             f"unix://:{SECRET}@/nonexistent/redis.sock",
         ]
         for url in urls:
-            daemon = start({"log": {"level": "debug"}, "store": {"timeout": 3.0}}, url=url)
-            with Mta(daemon.socket) as mta:
-                mta.mail()
-                assert mta.rcpt("<bob@example.com>").text.startswith("451 4.3.0"), url
-            for command in ("check", "resolve"):
-                arguments = [command, *(["bob@example.com"] if command == "resolve" else [])]
-                done = daemon.run(*arguments)
-                assert done.returncode != 0
-                assert SECRET not in done.stdout + done.stderr, url
-            assert "reason=store-unavailable" in daemon.log
-            assert SECRET not in daemon.log, url
+            store = AliasStore(url, 5.0)
+            for ask in (store.ping, lambda at=url: read(at, 5.0)):
+                with pytest.raises(Unavailable) as error:
+                    ask()
+                chain = "".join(traceback.format_exception(error.value))
+                assert SECRET not in chain, url
+            store.close()
+
+
+def test_a_password_that_is_refused_is_neither_in_the_log_nor_in_the_output_of_a_command(
+    start: Start,
+) -> None:
+    with RedisServer(password="right") as server:
+        url = server.tcp_url.replace("right", SECRET)
+        daemon = start({"log": {"level": "debug"}, "store": {"timeout": 3.0}}, url=url)
+        with Mta(daemon.socket) as mta:
+            mta.mail()
+            assert mta.rcpt("<bob@example.com>").text.startswith("451 4.3.0")
+        assert "reason=store-unavailable" in daemon.log
+        done = daemon.run("check")
+        assert done.returncode == 1
+        assert SECRET not in daemon.log + done.stdout + done.stderr
 
 
 def test_a_reload_that_fails_shows_nothing_either(start: Start) -> None:

@@ -131,7 +131,9 @@ def _parse(field: HeaderField) -> list[AuthenticationResult]:
     if not text.isascii() or len(text) > MAX_FIELD or _nesting(text) > MAX_NESTING:
         return []
     try:
-        return list(all_features().parse_value(text).results)
+        parsed = all_features().parse_value(text).results
+        # "none" (RFC 8601, 2.2: no-result) is read as a result without a method.
+        return [each for each in parsed if isinstance(each, AuthenticationResult)]
     except (AuthResError, AttributeError, TypeError, ValueError):
         # authres raises more than its own errors on malformed fields.
         return []
