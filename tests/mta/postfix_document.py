@@ -81,8 +81,7 @@ class DocumentedLab(Lab):
     def make_daemon(self) -> Daemon:
         settings = tomllib.loads(BLOCKS["toml filter"])
         del settings["milter"]["socket"]
-        if "reinject" in self.names:
-            settings |= tomllib.loads(self.block("toml", but=("filter",)))
+        settings |= tomllib.loads(self.block("toml", but=("filter",)))
         return Daemon(
             self.redis.url, {**settings, "milter": MODE | settings["milter"], **self.config}
         )
