@@ -19,9 +19,13 @@ from typing import Any, Self, TypeVar
 
 import redis
 from redis.backoff import NoBackoff
+from redis.cluster import ClusterNode, RedisCluster
 from redis.exceptions import RedisError, WatchError
 from redis.retry import Retry
+from redis.sentinel import Sentinel
 
+from aliasmilter import redisurl
+from aliasmilter.redisurl import Endpoint, Kind, Target
 from aliasmilter.routing.lookup import Unavailable
 from aliasmilter.store.audit import MAX_ENTRIES, Change
 from aliasmilter.store.schema import AUDIT_KEY, alias_key, domain_key, staged_key
@@ -50,10 +54,69 @@ def connect(url: str, timeout: float) -> Any:  # noqa: ANN401  # sync or cluster
     Args:
         url: as in `[store] url`.
         timeout: seconds for each reply.
+
+    Raises:
+        ValueError: there is something wrong with the URL.
+        Unavailable: a Redis Cluster does not answer.
     """
-    # No second try: a command that was sent twice could be carried out twice.
-    return redis.Redis.from_url(
-        url, socket_timeout=timeout, socket_connect_timeout=timeout, retry=Retry(NoBackoff(), 0)
+    target = redisurl.parse(url)
+    options = _options(target, timeout)
+    first = target.endpoints[0]
+    if target.kind is Kind.UNIX:
+        return redis.Redis(unix_socket_path=first.path, db=target.db, **options)
+    if target.kind is Kind.SENTINEL:
+        return _master(target, options)
+    if target.kind is Kind.SERVER:
+        return redis.Redis(first.host, first.port, target.db, **options)
+    nodes = [_node(endpoint) for endpoint in target.endpoints]
+    try:
+        return RedisCluster(startup_nodes=nodes, **options)
+    except (RedisError, OSError) as error:
+        raise Unavailable(f"Redis: {error}") from error
+
+
+def _node(endpoint: Endpoint) -> ClusterNode:
+    return ClusterNode(endpoint.host, endpoint.port)  # type: ignore[no-untyped-call]
+
+
+def _options(target: Target, timeout: float) -> dict[str, Any]:
+    options: dict[str, Any] = {
+        "username": target.login.username or None,
+        "password": target.login.password or None,
+        "socket_timeout": timeout,
+        "socket_connect_timeout": timeout,
+        # No second try: a command that was sent twice could be carried out twice.
+        "retry": Retry(NoBackoff(), 0),
+    }
+    return options | _tls_options(target)
+
+
+def _tls_options(target: Target) -> dict[str, Any]:
+    tls = target.tls
+    if tls is None:
+        return {}
+    return {
+        "ssl": True,
+        "ssl_ca_certs": tls.ca_certs or None,
+        "ssl_certfile": tls.certfile or None,
+        "ssl_keyfile": tls.keyfile or None,
+        "ssl_check_hostname": tls.check_hostname,
+    }
+
+
+def _master(target: Target, options: dict[str, Any]) -> Any:  # noqa: ANN401  # as `connect`
+    """A client that asks the Sentinels who the master is, whenever it connects."""
+    sentinels = Sentinel(  # type: ignore[no-untyped-call]
+        [(endpoint.host, endpoint.port) for endpoint in target.endpoints],
+        sentinel_kwargs=_tls_options(target)
+        | {
+            "username": target.sentinel_login.username or None,
+            "password": target.sentinel_login.password or None,
+            "socket_timeout": options["socket_timeout"],
+        },
+    )
+    return sentinels.master_for(  # type: ignore[no-untyped-call]
+        target.master, db=target.db, **options
     )
 
 
@@ -71,6 +134,9 @@ class Editor:
     """
 
     def __init__(self, client: Any, domains: Iterable[str], who: str, command: str) -> None:  # noqa: ANN401
+        if isinstance(client, RedisCluster):
+            # A transaction is one node's; `domain:` and `alias:` of a domain may be on two.
+            raise Unavailable("rules in a Redis Cluster cannot be changed as a whole: redis-cli -c")
         self._client = client
         self._keys = [key for d in domains for key in (domain_key(d), alias_key(d))]
         self._signature = ("who", who, "command", command)
