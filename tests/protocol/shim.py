@@ -39,6 +39,28 @@ def wrapper(self, queue_id):
 Session.end_of_message = wrapper
 """
 
+# While there is a file "boom" beside this one, RCPT raises where nobody catches it, and standard
+# error is full.
+ESCAPES = """
+import os, pathlib
+from aliasmilter.mta.filter import Filter
+from aliasmilter.mta.session import Session
+
+folder = pathlib.Path(__file__).parent
+rcpt = Session.rcpt
+
+def wrapper(self, *arguments):
+    if not (folder / "boom").exists():
+        return rcpt(self, *arguments)
+    os.dup2(os.open("/dev/full", os.O_WRONLY), 2)
+    raise RuntimeError("boom")
+
+def failed(self, where, error):
+    raise error
+
+Session.rcpt, Filter.failed = wrapper, failed
+"""
+
 
 class ShimmedDaemon(Daemon):
     """A daemon that runs some code of the test's before its own.

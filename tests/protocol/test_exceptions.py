@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
 
@@ -10,7 +11,7 @@ from tests.harness.daemon import Daemon
 from tests.harness.mta_client import Mta
 from tests.harness.redis import RedisServer
 from tests.protocol.conftest import load_rules
-from tests.protocol.shim import RAISES, ShimmedDaemon
+from tests.protocol.shim import ESCAPES, RAISES, ShimmedDaemon
 
 INTERNAL = "451 4.3.0 Internal error, try again later"
 
@@ -121,3 +122,26 @@ def test_no_worker_dies_of_exceptions(trap: Daemon) -> None:
             mta.rcpt("<boom-rcpt@example.com>")
             mta.message([("Subject", " boom-header")])
     assert trap.workers == workers
+
+
+def test_one_that_gets_out_of_a_callback_does_not_stop_the_worker_even_with_nowhere_to_print_it(
+    redis: RedisServer,
+) -> None:
+    load_rules(redis)
+    with (
+        ShimmedDaemon(redis.url, ESCAPES, {"milter": {"workers": 1}}) as daemon,
+        ExitStack() as stack,
+    ):
+        boom = daemon.folder / "boom"
+        # Python takes a thread for that which first had a session in it, whoever has the GIL now.
+        sessions = [stack.enter_context(Mta(daemon.socket)) for _ in range(4)]
+        for mta in sessions:
+            mta.mail()
+        boom.touch()
+        answers = [str(mta.rcpt("<bob@example.com>")) for mta in sessions]
+        assert [answer[:3] for answer in answers] == ["451"] * 4
+        boom.unlink()
+        for mta in sessions:
+            mta.mail()
+            # Of those that write no line: the log is still full.
+            assert mta.rcpt("<bob@example.com>").kind == "continue"

@@ -6,7 +6,9 @@ come from different threads, but never two at a time.
 """
 
 import functools
+import sys
 from collections.abc import Callable
+from types import TracebackType
 from typing import Any
 
 import Milter
@@ -214,6 +216,18 @@ class Filter:
             return "\N{REPLACEMENT CHARACTER}"
 
 
+def _escaped(
+    _kind: type[BaseException], error: BaseException, _trace: TracebackType | None
+) -> None:
+    """Log what got past every guard and out of a callback.
+
+    pymilter has Python print it, holding the GIL in a way that Python's own printing does not
+    know: where standard error cannot be written, that waits for the GIL, which it has, for ever,
+    and the whole process with it.
+    """
+    log.get().error("exception outside of a session", exc_info=error)
+
+
 def register(service: Service, activity: Activity) -> None:
     """Hand the callbacks to libmilter; once in a process, before `Milter.opensocket`."""
     limit = service.limits.connections
@@ -239,6 +253,7 @@ def register(service: Service, activity: Activity) -> None:
         filter_.turn_away(Reason.MTA_INCAPABLE, "a session without negotiation")
         return filter_
 
+    sys.excepthook = _escaped
     Milter.set_flags(sum(ACTIONS.values()))
     Milter.set_exception_policy(Milter.TEMPFAIL)
     Milter.set_connect_callback(_guarded(of, Filter.connect))
