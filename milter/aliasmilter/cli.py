@@ -43,9 +43,21 @@ def run(path: Path) -> None:
 
 @commands.command()
 @config_option
-def check(path: Path) -> None:
-    """Check the configuration, its files, and every rule in Redis."""
-    sys.exit(admin_check.run(path))
+@click.option(
+    "--postfix",
+    metavar="FOLDER",
+    type=click.Path(path_type=Path),
+    help="Check main.cf and master.cf there too: /etc/postfix.",
+)
+@click.option(
+    "--sendmail",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Check that sendmail.mc too.",
+)
+def check(path: Path, postfix: Path | None, sendmail: Path | None) -> None:
+    """Check the configuration, its files, every rule in Redis, and the MTA's set-up."""
+    sys.exit(admin_check.run(path, postfix, sendmail))
 
 
 @commands.command()

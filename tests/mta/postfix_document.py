@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import tomllib
@@ -92,6 +93,9 @@ class DocumentedLab(Lab):
         users.write_text("bob@example.com x\ncarol@other.example x\n")
         # The machine's own Postfix may have no configuration, and postmap wants one.
         (users.parent / "main.cf").write_text("compatibility_level = 3.6\n")
+        # For files of this very second postmap waits until they are older.
+        for name in ("main.cf", "users"):
+            os.utime(users.parent / name, (0, 0))
         subprocess.run(["postmap", "-c", str(users.parent), f"hash:{users}"], check=True)
         main = lines_of(self.block("main.cf")) | dict(self.main or {})
         return Postfix(

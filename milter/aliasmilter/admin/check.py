@@ -1,4 +1,4 @@
-"""`alias-milter check`: the configuration, the files it names, and every rule in Redis.
+"""`alias-milter check`: the configuration, the files it names, every rule in Redis, and the MTA.
 
 The rules are decided by the same code that decides them for the MTA; what it says of each is
 what senders would get.
@@ -12,7 +12,12 @@ from pathlib import Path
 import click
 
 from aliasmilter import config as configuration
+from aliasmilter.admin.ours import ours
+from aliasmilter.admin.postfix import reading as postfix_reading
+from aliasmilter.admin.postfix.findings import findings as postfix_findings
 from aliasmilter.admin.report import Finding, Severity, error, warning
+from aliasmilter.admin.sendmail import reading as sendmail_reading
+from aliasmilter.admin.sendmail.findings import findings as sendmail_findings
 from aliasmilter.admin.validation import MISTAKES, PROBE, catch_all_warning
 from aliasmilter.config import Config, ConfigError
 from aliasmilter.forwarding.outbound import Keyring, load_keyring
@@ -36,11 +41,16 @@ SHORT_SECRET = 16
 _TIMEOUT = 10.0  # seconds for one reply while everything is read
 
 
-def run(path: Path) -> int:
+def run(path: Path, postfix: Path | None = None, sendmail: Path | None = None) -> int:
     """Check everything and print what was found; the exit status.
 
+    Args:
+        path: the configuration file.
+        postfix: the folder with main.cf and master.cf, to check them too.
+        sendmail: the .mc file, likewise.
+
     Raises:
-        ConfigError: the configuration itself cannot be used.
+        ConfigError: the configuration itself, or the MTA's, cannot be read.
     """
     config = configuration.load(path)
     findings = list(_secrets(config))
@@ -55,6 +65,11 @@ def run(path: Path) -> int:
         findings.append(error("[store] url", str(failure)))
         snapshot = Snapshot()
     findings += _Rules(config, keyring, snapshot, datetime.now(UTC).date()).findings()
+    mine = ours(config, snapshot)
+    if postfix:
+        findings += postfix_findings(postfix_reading.read(postfix, mine.domains), mine)
+    if sendmail:
+        findings += sendmail_findings(sendmail_reading.read(sendmail), mine)
     for finding in findings:
         finding.show()
     errors = sum(finding.severity is Severity.ERROR for finding in findings)
