@@ -117,6 +117,20 @@ def test_the_path_that_a_service_sees(path: str, chroot: bool, real: str) -> Non
     assert seen_path(path, service("smtp/inet", chroot=chroot)) == real
 
 
+def test_a_chrooted_service_is_told_how_it_sees_a_socket_in_the_queue_directory(
+    tmp_path: Path,
+) -> None:
+    socket = "unix:/var/spool/postfix/alias-milter/milter.sock"
+    whole = setup(
+        service("smtp/inet", chroot=True),
+        service("127.0.0.1:10027/inet"),
+        main={"smtpd_milters": socket},
+    )
+    (line,) = shown(findings(whole, ours(tmp_path, {"milter": {"socket": socket}})))
+    assert "for it /var/spool/postfix is /" in line
+    assert line.endswith("write: smtpd_milters = unix:alias-milter/milter.sock")
+
+
 def test_milters_with_settings_of_their_own() -> None:
     value = "inet:a:1, { unix:/b, default_action=accept, { command_timeout = 1s } } local:c"
     found = milters(service("smtp/inet", smtpd_milters=value))

@@ -49,8 +49,10 @@ def settings(url: str, nameserver: str = "127.0.0.1:1") -> str:
 
 @pytest.fixture
 def run(config: Path) -> Run:
-    def invoke(*args: str, stdin: bytes = b"") -> Result:
-        return CliRunner().invoke(commands, [*args, "-c", str(config)], input=stdin)
+    def invoke(*args: str, stdin: bytes = b"", catch_exceptions: bool = True) -> Result:
+        return CliRunner().invoke(
+            commands, [*args, "-c", str(config)], input=stdin, catch_exceptions=catch_exceptions
+        )
 
     return invoke
 
@@ -107,6 +109,21 @@ def test_check_says_when_redis_is_away_and_a_key_is_open_to_others(run: Run, con
     assert result.exit_code == 1
     assert "error: [store] url: Redis: " in result.output
     assert "arc.pem: mode 0644, others can read" in result.output
+
+
+def test_check_reads_the_mail_servers_configuration_when_told(run: Run, config: Path) -> None:
+    file = config.parent / "sendmail.mc"
+    with pytest.raises(ConfigError, match=r"sendmail\.mc: No such file"):
+        run("check", "--sendmail", str(file), catch_exceptions=False)
+    file.write_text("FEATURE(`promiscuous_relay')dnl\n")
+    result = run("check", "--sendmail", str(file))
+    assert result.exit_code == 1
+    assert f"error: {file}:1 FEATURE(`promiscuous_relay'): an open relay" in result.output
+    file.write_text("INPUT_MAIL_FILTER(`x', `S=unix:/x")
+    with pytest.raises(ConfigError, match=r"sendmail\.mc:1: the quote that begins here"):
+        run("check", "--sendmail", str(file), catch_exceptions=False)
+    with pytest.raises(ConfigError, match=r"nowhere/main\.cf: No such file"):
+        run("check", "--postfix", str(config.parent / "nowhere"), catch_exceptions=False)
 
 
 def test_resolve_shows_the_way_step_by_step(run: Run, redis: RedisServer) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 
 from aliasmilter import config as configuration
-from aliasmilter.admin.ours import ours
+from aliasmilter.admin.ours import Ours, ours
 from aliasmilter.admin.postfix import reading as postfix_reading
 from aliasmilter.admin.postfix.findings import findings as postfix_findings
 from aliasmilter.admin.report import Finding, Severity, error, warning
@@ -65,11 +65,7 @@ def run(path: Path, postfix: Path | None = None, sendmail: Path | None = None) -
         findings.append(error("[store] url", str(failure)))
         snapshot = Snapshot()
     findings += _Rules(config, keyring, snapshot, datetime.now(UTC).date()).findings()
-    mine = ours(config, snapshot)
-    if postfix:
-        findings += postfix_findings(postfix_reading.read(postfix, mine.domains), mine)
-    if sendmail:
-        findings += sendmail_findings(sendmail_reading.read(sendmail), mine)
+    findings += _mta(ours(config, snapshot), postfix, sendmail)
     for finding in findings:
         finding.show()
     errors = sum(finding.severity is Severity.ERROR for finding in findings)
@@ -79,6 +75,14 @@ def run(path: Path, postfix: Path | None = None, sendmail: Path | None = None) -
         f"{errors} errors, {len(findings) - errors} warnings"
     )
     return 1 if errors else 0
+
+
+def _mta(mine: Ours, postfix: Path | None, sendmail: Path | None) -> Iterator[Finding]:
+    """The MTA's own configuration, where it is asked for."""
+    if postfix:
+        yield from postfix_findings(postfix_reading.read(postfix, mine.domains), mine)
+    if sendmail:
+        yield from sendmail_findings(sendmail_reading.read(sendmail), mine)
 
 
 def _secrets(config: Config) -> Iterator[Finding]:

@@ -116,6 +116,12 @@ def _missing(setup: PostfixSetup, ours: Ours, service: Service) -> Iterator[Find
 
 def _out_of_reach(setup: PostfixSetup, ours: Ours, service: Service) -> Finding:
     queue = service.values.get("queue_directory", "")
+    if ours.socket.path.startswith(f"{queue}/"):
+        return error(
+            setup.where("smtpd_milters", service),
+            f"{service.name} runs chrooted, and for it {queue} is /; write: smtpd_milters = "
+            + spelling(ours, service),
+        )
     return error(
         f"{setup.folder}/master.cf {service.name} chroot",
         f"this smtpd sees nothing but {queue}, and {ours.socket} is outside: write n in the "
