@@ -59,6 +59,8 @@ def _naming(snapshot: Snapshot, wanted: Collection[Owner]) -> Iterator[Owner]:
     pattern = _pattern(wanted)
     domains = {domain for domain, name in wanted if name == CATCH_ALL}
     for domain, rules in snapshot.rules.items():
+        if b"alias_of" in snapshot.settings.get(domain, {}):
+            continue  # never used
         for name, raw in rules.items():
             if (b"@" in raw if pattern is None else pattern.search(raw)) and _names(
                 (domain, name), raw, wanted, domains

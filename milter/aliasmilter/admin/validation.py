@@ -165,7 +165,7 @@ class _Prover:
             rule: parsed.
         """
         if name == CATCH_ALL:
-            return rule.action not in (None, Action.QUARANTINE)
+            return self._is_plain(domain) and rule.action not in (None, Action.QUARANTINE)
         return self._size(domain, name, rule, 0) is not None
 
     def _size(

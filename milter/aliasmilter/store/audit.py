@@ -7,6 +7,7 @@ transaction itself, whose address is the domain (`@example.com`) and whose `afte
 then its details.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -75,7 +76,13 @@ class Entry:
 
 def rule_address(domain: str, name: str) -> str:
     """The address of a rule, quoted where it must be; `*@example.com` for a catch-all."""
-    return f"*@{domain}" if name == CATCH_ALL else str(Address(name, domain))
+    if name == CATCH_ALL:
+        return f"*@{domain}"
+    if "" in name.split("."):
+        # RFC 5321 section 4.1.2: no Dot-string; senders may write it so, rules may not.
+        quoted = re.sub(r'(["\\])', r"\\\1", name)
+        return f'"{quoted}"@{domain}'
+    return str(Address(name, domain))
 
 
 def entries(client: Any) -> Iterator[Entry]:  # noqa: ANN401  # sync or cluster client

@@ -32,10 +32,13 @@ def read(lines: Iterable[str], rules: RuleSet) -> None:
 def write(snapshot: Snapshot, _: RuleSet) -> Iterator[str]:
     """The records for all rules of the snapshot, and a header; settings are left out."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(HEADER)
+    plain = csv.writer(text, lineterminator="\n")
+    # A lone CR ends a line for readers, and is not quoted by the writer of every Python.
+    careful = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    plain.writerow(HEADER)
     for domain in sorted(snapshot.rules):
         for name, raw in sorted(snapshot.rules[domain].items()):
+            writer = careful if b"\r" in raw else plain
             writer.writerow((rule_address(domain, name), raw.decode("utf-8", "surrogateescape")))
             yield text.getvalue()
             text.seek(text.truncate(0))
@@ -48,4 +51,4 @@ def _take(record: list[str], line: int, rules: RuleSet) -> None:
         rules.mistake(line, what)
         return
     address, rule = record
-    rules.add_address(address.strip(), rule.encode("utf-8", "surrogateescape"), line)
+    rules.add_address(address.strip(" \t"), rule.encode("utf-8", "surrogateescape"), line)

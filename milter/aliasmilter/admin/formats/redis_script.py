@@ -9,8 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 
 from aliasmilter.admin.formats.ruleset import RuleSet
-from aliasmilter.mail.address import AddressError, local_key, parse_domain
-from aliasmilter.routing.rules import CATCH_ALL
+from aliasmilter.mail.address import AddressError, local_key, parse_address, parse_domain
 from aliasmilter.store.schema import ALIAS_PREFIX, DOMAIN_PREFIX, alias_key, domain_key
 from aliasmilter.store.snapshot import Snapshot
 
@@ -36,7 +35,7 @@ def read(lines: Iterable[str], rules: RuleSet) -> None:
         rules: takes them, and every mistake.
     """
     for number, line in enumerate(lines, 1):
-        if line.lstrip().startswith("#"):
+        if line.lstrip(" \t").startswith("#"):
             continue
         try:
             words = split(line.encode("utf-8", "surrogateescape"))
@@ -126,9 +125,16 @@ def _kind(key: str) -> tuple[str, Callable[[RuleSet, str, bytes, bytes, int], No
 
 def _take_rule(rules: RuleSet, domain: str, name: bytes, value: bytes, line: int) -> None:
     field = _text(name)
-    if field != CATCH_ALL and ("@" in field or not field):
+    if not field or _is_address(field):
         raise ScriptError(f"{field[:80]!r}: a field is a local part, or *")
     rules.add(domain, local_key(field), value, line)
+
+
+def _is_address(field: str) -> bool:
+    try:
+        return "@" in field and bool(parse_address(field))
+    except AddressError:
+        return False
 
 
 def _text(word: bytes) -> str:

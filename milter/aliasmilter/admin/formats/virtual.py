@@ -18,7 +18,8 @@ from aliasmilter.store.audit import rule_address
 from aliasmilter.store.snapshot import Snapshot
 
 _TARGET = re.compile(r'(?:[^\s,"]|"(?:[^"\\]|\\.)*")+|"')
-_OWNER = re.compile(r'((?:[^\s"]|"(?:[^"\\]|\\.)*")+|\S+)\s*(.*)', re.DOTALL)
+_OWNER = re.compile(r'((?:[^\s"]|"(?:[^"\\]|\\.)*")+|\S+)\s*(.*)', re.DOTALL | re.ASCII)
+_BLANKS = " \t\r\n\v\f"  # Postfix knows no others
 
 
 def read(lines: Iterable[str], rules: RuleSet) -> None:
@@ -34,7 +35,7 @@ def read(lines: Iterable[str], rules: RuleSet) -> None:
         if match and _declares(match[1], match[2]):
             declared.append((number, match[1]))
         elif match:
-            _take(match[1], match[2].strip(), number, rules)
+            _take(match[1], match[2].strip(_BLANKS), number, rules)
     for number, name in declared:
         what = f"{name}: taken for a declared domain; here that is a key domain:{name}"
         # `first.last bob` looks the same; what no address of the file belongs to needs a look.
@@ -48,7 +49,9 @@ def write(snapshot: Snapshot, said: RuleSet) -> Iterator[str]:
         for name, raw in sorted(snapshot.rules[domain].items()):
             address = rule_address(domain, name)
             targets = _targets(raw)
-            if isinstance(targets, str):
+            if address.startswith("#"):
+                said.left_out.append(error(address, "would be a comment"))
+            elif isinstance(targets, str):
                 said.left_out.append(error(address, targets))
             else:
                 if b"note=" in raw or b"vendor=" in raw:
@@ -59,10 +62,10 @@ def write(snapshot: Snapshot, said: RuleSet) -> Iterator[str]:
 def _logical(lines: Iterable[str]) -> Iterator[tuple[int, str]]:
     start, parts = 0, list[str]()
     for number, line in enumerate(lines, 1):
-        text = line.strip()
+        text = line.strip(_BLANKS)
         if not text or text.startswith("#"):
             continue
-        if not line[0].isspace():
+        if line[0] not in _BLANKS:
             if parts:
                 yield start, " ".join(parts)
             start, parts = number, []
