@@ -10,11 +10,16 @@ import grp
 import os
 import socket
 import stat
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from aliasmilter.config import ConfigError, MilterSection
 
 BACKLOG = 512
+# Seconds for whoever listens there to let go: a supervisor that was killed leaves workers, which
+# end by themselves, and whoever started it may start the next one sooner.
+HANDOVER = 3.0
 
 
 class ListenerError(ConfigError):
@@ -38,8 +43,12 @@ class Listener:
         self._identity: tuple[int, int] | None = None
         kind, _, rest = name.partition(":")
         try:
-            self.socket = (
-                self._open_unix(Path(rest), settings) if kind == "unix" else _open_inet(kind, rest)
+            self.socket = _once_free(
+                lambda: (
+                    self._open_unix(Path(rest), settings)
+                    if kind == "unix"
+                    else _open_inet(kind, rest)
+                )
             )
         except OSError as error:
             raise ListenerError(f"socket {self.name}: {error.strerror or error}") from None
@@ -91,6 +100,18 @@ class Listener:
         listener.listen(BACKLOG)
         self._identity = _identity(path)
         return listener
+
+
+def _once_free(opened: Callable[[], socket.socket]) -> socket.socket:
+    """The socket, when nobody else listens there any more; raises OSError."""
+    deadline = time.monotonic() + HANDOVER
+    while True:
+        try:
+            return opened()
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or time.monotonic() > deadline:
+                raise
+        time.sleep(0.1)
 
 
 def _open_inet(kind: str, where: str) -> socket.socket:
