@@ -6,6 +6,9 @@ PYTHON ?= python3
 WORKERS ?= 3
 # More arguments for pytest: make test ARGS="tests/unit -k address"
 ARGS ?=
+# How long `make soak` breaks things, and what repeats a run's faults and messages.
+MINUTES ?= 10
+SEED ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -26,7 +29,7 @@ AS_ROOT = $(if $(filter 0,$(shell id -u))$(filter 1,$(ALIAS_MILTER_SKIP_MTA)),,s
 # What tells one Python from another; asked of $(PYTHON) and of the virtual environment.
 IDENTITY := import sys; print(sys.version_info[:2], sys.base_prefix)
 
-.PHONY: help setup python packages mta root lint test demo bench fuzz clean
+.PHONY: help setup python packages mta root lint test demo bench fuzz soak clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -65,6 +68,9 @@ fuzz: setup ## look for input that breaks a parser: make fuzz TARGET=rules SECON
 	@$(BIN)/python -c 'import atheris' 2>/dev/null || [ "$(TARGET)" = protocol ] \
 	  || $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
 	PYTHONPATH=milter $(BIN)/python -m tests.fuzz.run $(TARGET) $(SECONDS)
+
+soak: setup root ## mail flows while things break, and an account of each message: MINUTES=10, SEED=
+	$(AS_ROOT) $(BIN)/python -m tests.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
 clean: ## remove .venv, caches and build results
 	rm -rf $(VENV) build dist milter/*.egg-info

@@ -18,6 +18,7 @@ from tests.soak.mail import Composer, Posting
 REPLY_TIMEOUT = 60.0  # seconds; Postfix itself waits 30 s for a milter
 MAX_OPEN = 150  # messages; no more are made while so many wait
 PAUSES = (0.0, 0.0, 0.0, 0.05, 0.5)  # seconds before DATA: a fault may fall into it
+IMPATIENT = 40  # one transaction in so many, whose client hangs up before the last answer
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,8 @@ class Stream:
         connection = _Connection(self.port)
         while task := self._next():
             number, recipients, tries = task
-            attempt = connection.attempt(self.postings[number], recipients, self._pause())
+            pause, impatient = self._manners()
+            attempt = connection.attempt(self.postings[number], recipients, pause, impatient)
             self._record(attempt, recipients, tries)
         connection.close()
 
@@ -201,9 +203,10 @@ class Stream:
                 self._changed.wait(wait)
         return None
 
-    def _pause(self) -> float:
+    def _manners(self) -> tuple[float, bool]:
+        """How long the client waits before DATA, and whether it leaves before the answer."""
         with self._changed:
-            return self._random.choice(PAUSES)
+            return self._random.choice(PAUSES), not self._random.randrange(IMPATIENT)
 
     def _record(self, attempt: Attempt, recipients: tuple[str, ...], tries: int) -> None:
         done = {*attempt.accepted, *attempt.refused}
@@ -226,25 +229,30 @@ class _Connection:
         self._client: Client | None = None
         self._used = 0
 
-    def attempt(self, posting: Posting, recipients: tuple[str, ...], pause: float) -> Attempt:
-        """One transaction."""
+    def attempt(
+        self, posting: Posting, recipients: tuple[str, ...], pause: float, impatient: bool
+    ) -> Attempt:
+        """One transaction; after `pause` seconds DATA; an impatient client sees no answer to it."""
         attempt = Attempt(posting.number)
         try:
             client = self._connected()
-            self._talk(client, posting, recipients, pause, attempt)
+            if self._talk(client, posting, recipients, attempt):
+                time.sleep(pause)
+                self._send_content(client, posting, attempt, impatient)
         except OSError as error:
             attempt.trouble = attempt.trouble or type(error).__name__
         self._used += 1
         if attempt.deferrals or self._used > posting.number % 5:
-            self.close()
+            self.close(polite=attempt.data != CLOSED)
         return attempt
 
-    def close(self) -> None:
-        """End the connection, politely where that is possible."""
+    def close(self, *, polite: bool = True) -> None:
+        """End the connection; politely means with QUIT."""
         if self._client is not None:
             with suppress(OSError):
-                self._client.command("QUIT")
-            self._client.close()
+                if polite:
+                    self._client.command("QUIT")
+                self._client.close()
         self._client, self._used = None, 0
 
     def _connected(self) -> Client:
@@ -254,31 +262,31 @@ class _Connection:
 
     @staticmethod
     def _talk(
-        client: Client,
-        posting: Posting,
-        recipients: tuple[str, ...],
-        pause: float,
-        attempt: Attempt,
-    ) -> None:
+        client: Client, posting: Posting, recipients: tuple[str, ...], attempt: Attempt
+    ) -> bool:
+        """MAIL and RCPT; whether anybody was accepted."""
         mail = client.command(f"MAIL FROM:<{posting.sender}>")
         if not mail.ok:
             attempt.trouble = f"MAIL: {_short(mail)}"
-            return
+            return False
         for recipient in recipients:
             asked = time.monotonic()
             reply = client.command(f"RCPT TO:<{recipient}>")
             attempt.answers[recipient] = Answer(reply, asked, time.monotonic())
         if not attempt.taken:
             client.command("RSET")
-            return
-        time.sleep(pause)  # a slow client
+        return bool(attempt.taken)
+
+    @staticmethod
+    def _send_content(client: Client, posting: Posting, attempt: Attempt, impatient: bool) -> None:
         go_on = client.command("DATA")
         if go_on.code != 354:
             attempt.trouble = f"DATA: {_short(go_on)}"
             return
         attempt.data = CLOSED  # from here on the server may have it, whatever we hear
         client.write(dot_stuffed(posting.content))
-        attempt.data = client.reply()
+        if not impatient:
+            attempt.data = client.reply()
 
 
 def _short(reply: Reply) -> str:
