@@ -175,7 +175,7 @@ def _server(hosts: str, path: str) -> Place:
 
 
 def _unix(hosts: str, path: str) -> Place:
-    if hosts or not path.startswith("/"):
+    if hosts or not path.strip("/"):
         raise ValueError("no path in it: unix:///run/redis/redis.sock")
     return (Endpoint(path=path),), "", 0
 

@@ -163,7 +163,7 @@ def test_tcp_unix_and_tls_sockets_work_with_and_without_a_password(open_store: O
         ca = f"?ssl_ca_certs={server.ca_file}"
         for url in (server.url, server.tcp_url, server.tls_url + ca):
             assert found(open_store(url, 10.0).lookup([BOB])[0])
-        assert "authenticated" in why(open_store(f"redis://127.0.0.1:{server.port}/0"))
+        assert "NOAUTH" in why(open_store(f"redis://127.0.0.1:{server.port}/0"))
         assert "invalid username-password" in why(open_store(server.url.replace("p%40ss", "pass")))
         assert "CERTIFICATE_VERIFY_FAILED" in why(open_store(server.tls_url))
 
@@ -183,7 +183,7 @@ def test_a_server_that_refuses_connections_is_unavailable_at_once(open_store: Op
         nobody.bind(("127.0.0.1", 0))
         store = open_store(f"redis://127.0.0.1:{nobody.getsockname()[1]}/0")
         start = time.monotonic()
-        assert "Error 111 connecting" in why(store)
+        assert "Connection refused" in why(store)
         assert time.monotonic() - start < TIMEOUT / 2
 
 
@@ -263,8 +263,7 @@ def test_an_error_of_the_server_is_unavailable_and_its_words_are_handed_on(
     open_store: OpenStore, error: str, greets: bool
 ) -> None:
     with FakeRedis(f"-{error}\r\n".encode(), greets=greets) as server:
-        # The client leaves out the first word of those it knows.
-        assert error.partition(" ")[2].rstrip(".") in why(open_store(server.url))
+        assert error in why(open_store(server.url))
 
 
 def test_one_error_among_good_answers_is_unavailable(open_store: OpenStore) -> None:

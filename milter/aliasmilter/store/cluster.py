@@ -15,19 +15,14 @@ import hiredis
 
 from aliasmilter.redisurl import Endpoint
 from aliasmilter.routing.lookup import Unavailable
-from aliasmilter.store.link import (
+from aliasmilter.store.deadline import (
     BrokenLinkError,
-    Command,
     Deadline,
-    Door,
     GarbledError,
     LateError,
-    Link,
     RefusedError,
-    Reply,
-    check,
-    pack,
 )
+from aliasmilter.store.link import Command, Door, Link, Reply, check, pack
 from aliasmilter.store.servers import Pool, Servers, Single
 
 SLOTS = 16_384
@@ -89,7 +84,7 @@ class Cluster:
             waiting = self._redirected(waiting, deadline)
             if not waiting:
                 return [errand.reply for errand in errands]
-        raise RefusedError(f"Redis {waiting[0].node}: redirected too often: {waiting[0].reply}")
+        raise RefusedError(f"Redis: {waiting[0].node}: redirected too often: {waiting[0].reply}")
 
     def each(self, deadline: Deadline) -> Sequence[Servers]:
         """See Servers."""
@@ -235,9 +230,9 @@ class Cluster:
                 owner = Endpoint(host if host not in ("", "?") else node.host, int(master[1]))
                 slots[first : last + 1] = [owner] * (last + 1 - first)
         except (TypeError, ValueError, IndexError, AttributeError):
-            raise GarbledError(f"Redis {node}: an answer to another question") from None
+            raise GarbledError(f"Redis: {node}: an answer to another question") from None
         if len(slots) != SLOTS:
-            raise GarbledError(f"Redis {node}: a slot that there is not")
+            raise GarbledError(f"Redis: {node}: a slot that there is not")
         return slots
 
     def _forget_all_but(self, slots: Sequence[Endpoint | None]) -> None:
@@ -251,7 +246,7 @@ class Cluster:
         node = slots[slot]
         if node is None:
             self._slots = []  # it is somebody's, soon
-            raise RefusedError(f"Redis Cluster: nobody serves slot {slot}")
+            raise RefusedError(f"Redis: nobody in the Cluster serves slot {slot}")
         return node
 
     def _pool(self, node: Endpoint) -> Pool:

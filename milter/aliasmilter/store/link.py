@@ -3,24 +3,14 @@
 Callbacks of libmilter are threads that must never block for long, and a time-out of a socket
 holds for one read: a server that answers in drops, a slow name server or a TLS handshake could add
 up to many times the limit. So every call takes the deadline and passes on what is left of it.
-
-    Unavailable                what the rest of the program knows
-      LateError                the deadline has passed
-      BrokenLinkError          no connection, or none any more: another one may do
-      GarbledError             the server does not speak Redis, or answers another question
-      RefusedError             the server answered with an error
 """
 
 import contextlib
-import ipaddress
 import re
 import select
 import socket
 import ssl
-import threading
-import time
 from collections.abc import Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,6 +18,14 @@ import hiredis
 
 from aliasmilter.redisurl import NOBODY, Endpoint, Login
 from aliasmilter.routing.lookup import Unavailable
+from aliasmilter.store.deadline import (
+    BrokenLinkError,
+    Deadline,
+    GarbledError,
+    LateError,
+    RefusedError,
+)
+from aliasmilter.store.hosts import addresses
 
 Command = tuple[str | bytes | int, ...]
 """A Redis command, word by word; the word after the name is the key, where it has one."""
@@ -42,54 +40,6 @@ _RUN_ID = re.compile(rb"^run_id:([0-9a-f]+)\r?$", re.MULTILINE)
 
 INFO: Command = ("INFO", "server")
 """Tells, among other things, the run id: each start of a server has another one."""
-
-
-class LateError(Unavailable):
-    """No answer within the time limit."""
-
-
-class BrokenLinkError(Unavailable):
-    """There is no connection, or it has ended."""
-
-
-class GarbledError(Unavailable):
-    """What came is no answer to what was asked."""
-
-
-class RefusedError(Unavailable):
-    """The server answered with an error; the message is its."""
-
-
-class Deadline:
-    """A point in time by which everything must be done.
-
-    Args:
-        limit: seconds from now.
-    """
-
-    __slots__ = ("_end", "limit")
-
-    def __init__(self, limit: float) -> None:
-        self.limit = limit
-        self._end = time.monotonic() + limit
-
-    @property
-    def left(self) -> float:
-        """Seconds that are left, more than none.
-
-        Raises:
-            LateError: none are.
-        """
-        left = self._end - time.monotonic()
-        if left <= 0:
-            raise LateError(f"Redis: no answer within {self.limit:g} s")
-        return left
-
-    def share(self, of: int) -> "Deadline":
-        """An earlier deadline, for one of several attempts that are still possible."""
-        part = Deadline(self.left / of)
-        part.limit = self.limit if of == 1 else part.limit
-        return part
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,11 +137,11 @@ class Link:
             self._socket.settimeout(deadline.left)
             data = self._socket.recv(_CHUNK)
             if not data:
-                raise BrokenLinkError(f"Redis {self.endpoint}: connection closed by the server")
+                raise BrokenLinkError(f"Redis: {self.endpoint}: connection closed by the server")
             self._reader.feed(data)
         while (more := self._reader.gets()) is not _NOT_YET:
             if type(more) is not hiredis.PushNotification:
-                raise GarbledError(f"Redis {self.endpoint}: more answers than questions")
+                raise GarbledError(f"Redis: {self.endpoint}: more answers than questions")
         return replies
 
     def news(self) -> list[Reply]:
@@ -211,9 +161,9 @@ class Link:
             return replies
         except (OSError, hiredis.ProtocolError) as error:
             self.hang_up()
-            raise BrokenLinkError(f"Redis {self.endpoint}: {error}") from None
+            raise BrokenLinkError(f"Redis: {self.endpoint}: {error}") from None
         self.hang_up()
-        raise BrokenLinkError(f"Redis {self.endpoint}: connection closed by the server")
+        raise BrokenLinkError(f"Redis: {self.endpoint}: connection closed by the server")
 
     def tell(self, request: bytes) -> None:
         """Send without waiting.
@@ -229,7 +179,7 @@ class Link:
         except OSError as error:
             problem = str(error)
         self.hang_up()
-        raise BrokenLinkError(f"Redis {self.endpoint}: {problem}")
+        raise BrokenLinkError(f"Redis: {self.endpoint}: {problem}")
 
     def wait(self) -> None:
         """Wait until something comes, or the link is hung up."""
@@ -256,7 +206,7 @@ class Link:
         if isinstance(error, OSError):
             return _failure(self.endpoint, error, deadline)
         if isinstance(error, hiredis.ProtocolError):
-            return GarbledError(f"Redis {self.endpoint}: {error}")
+            return GarbledError(f"Redis: {self.endpoint}: {error}")
         return error
 
 
@@ -301,31 +251,35 @@ def _run_id(greeted: Sequence[Reply]) -> str:
     return ""
 
 
-def check(reply: Reply, endpoint: Endpoint | str = "") -> Reply:
+def check(reply: Reply, endpoint: Endpoint | None = None) -> Reply:
     """The reply itself.
 
     Raises:
         RefusedError: it is an error.
     """
     if isinstance(reply, hiredis.ReplyError):
-        raise RefusedError(f"Redis {endpoint}".rstrip() + f": {reply}")
+        raise RefusedError(_says(endpoint, str(reply)))
     return reply
 
 
-def expect_ok(reply: Reply, endpoint: Endpoint | str = "") -> None:
+def expect_ok(reply: Reply, endpoint: Endpoint | None = None) -> None:
     """Take note of a success.
 
     Raises:
         RefusedError, GarbledError: it is none.
     """
     if check(reply, endpoint) != b"OK":
-        raise GarbledError(f"Redis {endpoint}".rstrip() + ": an answer to another question")
+        raise GarbledError(_says(endpoint, "an answer to another question"))
+
+
+def _says(endpoint: Endpoint | None, text: str) -> str:
+    return f"Redis: {endpoint}: {text}" if endpoint else f"Redis: {text}"
 
 
 def _connect(endpoint: Endpoint, deadline: Deadline) -> socket.socket:
     if endpoint.path:
         return _open(socket.AF_UNIX, endpoint.path, endpoint, deadline)
-    places = _addresses(endpoint, deadline)
+    places = addresses(endpoint, deadline)
     for position, (family, place) in enumerate(places, 1):
         left = len(places) - position
         try:
@@ -333,7 +287,7 @@ def _connect(endpoint: Endpoint, deadline: Deadline) -> socket.socket:
         except (BrokenLinkError, LateError):
             if not left:
                 raise
-    raise BrokenLinkError(f"Redis {endpoint}: no address")
+    raise BrokenLinkError(f"Redis: {endpoint}: no address")
 
 
 def _open(
@@ -365,51 +319,5 @@ def _wrap(
 
 def _failure(endpoint: Endpoint, error: OSError | ValueError, deadline: Deadline) -> Unavailable:
     if isinstance(error, TimeoutError):
-        return LateError(f"Redis {endpoint}: no answer within {deadline.limit:g} s")
-    return BrokenLinkError(f"Redis {endpoint}: {error}")
-
-
-Addresses = list[tuple[socket.AddressFamily, Any]]
-
-_resolving: dict[Endpoint, "Future[Addresses]"] = {}
-_resolving_lock = threading.Lock()
-
-
-def _addresses(endpoint: Endpoint, deadline: Deadline) -> Addresses:
-    """Look the host name up, in time; nothing to do for an IP address.
-
-    getaddrinfo(3) knows no deadline: it runs in a thread of its own, one for each name however
-    many wait for it.
-    """
-    try:
-        version = ipaddress.ip_address(endpoint.host).version
-    except ValueError:
-        pass  # a name
-    else:
-        family = socket.AF_INET6 if version == 6 else socket.AF_INET
-        return [(family, (endpoint.host, endpoint.port))]
-    with _resolving_lock:
-        future = _resolving.get(endpoint)
-        if future is None:
-            future = _resolving[endpoint] = Future()
-            threading.Thread(target=_resolve, args=(endpoint, future), daemon=True).start()
-    try:
-        return future.result(deadline.left)
-    except TimeoutError:
-        raise LateError(f"Redis {endpoint}: no address within {deadline.limit:g} s") from None
-    except (OSError, UnicodeError) as error:
-        raise BrokenLinkError(f"Redis {endpoint}: {error}") from None
-
-
-def _resolve(endpoint: Endpoint, future: "Future[Addresses]") -> None:
-    try:
-        found = socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM)
-        result: Addresses = [(family, place) for family, _, _, _, place in found]
-    except (OSError, UnicodeError) as error:
-        with _resolving_lock:
-            del _resolving[endpoint]
-        future.set_exception(error)
-    else:
-        with _resolving_lock:
-            del _resolving[endpoint]
-        future.set_result(result)
+        return LateError(f"Redis: {endpoint}: no answer within {deadline.limit:g} s")
+    return BrokenLinkError(f"Redis: {endpoint}: {error}")

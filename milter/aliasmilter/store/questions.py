@@ -12,7 +12,8 @@ from hiredis import ReplyError
 from aliasmilter.mail.address import Address
 from aliasmilter.routing.lookup import Absent, Answer, Found, Unreadable, fields_for
 from aliasmilter.routing.rules import SETTING_NAMES
-from aliasmilter.store.link import Command, GarbledError, Reply, check
+from aliasmilter.store.deadline import GarbledError
+from aliasmilter.store.link import Command, Reply, check
 from aliasmilter.store.schema import alias_key, block_key, domain_key
 
 _NO_ANSWER = "Redis: an answer to another question"

@@ -10,7 +10,8 @@ from aliasmilter.mail.address import Address
 from aliasmilter.routing.lookup import Absent, Answer, Found, Lookup, Unavailable
 from aliasmilter.routing.rules import sender_keys
 from aliasmilter.store.connect import connect
-from aliasmilter.store.link import Command, Deadline, LateError, Reply, check
+from aliasmilter.store.deadline import Deadline, LateError
+from aliasmilter.store.link import Command, Reply, check
 from aliasmilter.store.questions import Asked, Lifetimes, Questions, about_blocks, with_blocks
 from aliasmilter.store.schema import counted_key, reinjected_key
 from aliasmilter.store.servers import Single

@@ -6,25 +6,18 @@ every second: there are faults after which the former master, and the way to it,
 """
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 
 from aliasmilter import log
 from aliasmilter.redisurl import Endpoint
 from aliasmilter.routing.lookup import Unavailable
-from aliasmilter.store.link import (
-    BrokenLinkError,
-    Command,
-    Deadline,
-    Door,
-    Link,
-    RefusedError,
-    Reply,
-    check,
-    dial,
-)
+from aliasmilter.store.deadline import BrokenLinkError, Deadline, GarbledError
+from aliasmilter.store.link import Command, Door, Link, Reply, check, dial
 from aliasmilter.store.servers import Pool, Single
 
 ASK_EVERY = 1.0  # seconds
+SLOW = 0.1  # seconds; who takes longer to let us in may have missed an election
 _ROLE: Command = ("ROLE",)
 
 
@@ -34,50 +27,60 @@ class Sentinels:
     Args:
         endpoints: theirs.
         name: what they call the master.
-        door: how to get in at a Sentinel.
+        door: how to get in there.
     """
 
     def __init__(self, endpoints: Sequence[Endpoint], name: str, door: Door) -> None:
-        self._name = name
-        self._order = [(endpoint, Single(Pool(endpoint, door))) for endpoint in endpoints]
-        self._lock = threading.Lock()
+        self._question: Command = ("SENTINEL", "MASTER", name)
+        self._servers = {endpoint: Single(Pool(endpoint, door)) for endpoint in endpoints}
+        self._silent: frozenset[Endpoint] = frozenset()  # did not answer when last asked
 
-    def master(self, deadline: Deadline) -> Endpoint:
-        """Ask one after the other, first who answered last time.
+    def master(self, deadline: Deadline, *, patient: bool = False) -> Endpoint:
+        """Ask all of them, and believe the one with the latest news.
+
+        After a fail-over it takes the others a while to hear of it.
+
+        Args:
+            deadline: for all of them.
+            patient: ask also those who did not answer last time, though others have.
 
         Raises:
             Unavailable: none knows; the message says what each said.
         """
-        with self._lock:
-            order = list(self._order)
-        problems = []
+        silent = self._silent
+        order = sorted(self._servers, key=silent.__contains__)
+        news: list[tuple[int, Endpoint]] = []
+        asked: set[Endpoint] = set()
+        problems: dict[Endpoint, str] = {}
         for position, sentinel in enumerate(order):
+            if news and sentinel in silent and not patient:
+                break
+            asked.add(sentinel)
             try:
-                master = self._ask(*sentinel, deadline.share(len(order) - position))
+                news.append(self._ask(sentinel, deadline.share(len(order) - position)))
             except Unavailable as error:
-                problems.append(str(error))
-                continue
-            with self._lock:
-                self._order.remove(sentinel)
-                self._order.insert(0, sentinel)
-            return master
-        raise BrokenLinkError("; ".join(problems))
+                problems[sentinel] = str(error)
+        self._silent = (silent - asked) | problems.keys()
+        if not news:
+            raise BrokenLinkError("; ".join(problems.values()))
+        return max(news, key=lambda one: one[0])[1]
 
     def close(self) -> None:
         """Close the connections."""
-        for _, sentinel in self._order:
-            sentinel.close()
+        for server in self._servers.values():
+            server.close()
 
-    def _ask(self, endpoint: Endpoint, sentinel: Single, deadline: Deadline) -> Endpoint:
-        question = ("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._name)
-        (reply,) = sentinel.ask([question], deadline)
-        if check(reply, endpoint) is None:
-            raise RefusedError(f"Redis Sentinel {endpoint}: knows no master {self._name!r}")
+    def _ask(self, sentinel: Endpoint, deadline: Deadline) -> tuple[int, Endpoint]:
+        """How often there was a new master, and who is it now."""
+        (reply,) = self._servers[sentinel].ask([self._question], deadline)
+        words = check(reply, sentinel)
         try:
-            host, port = reply
-            return Endpoint(host.decode(), int(port))
-        except (TypeError, ValueError, AttributeError):
-            raise RefusedError(f"Redis Sentinel {endpoint}: names no address") from None
+            facts = dict(zip(words[::2], words[1::2], strict=True))
+            return int(facts[b"config-epoch"]), Endpoint(
+                facts[b"ip"].decode(), int(facts[b"port"])
+            )
+        except (TypeError, ValueError, KeyError, AttributeError):
+            raise GarbledError(f"Redis: {sentinel}: an answer to another question") from None
 
 
 class _MasterPool(Pool):
@@ -93,13 +96,19 @@ class _MasterPool(Pool):
         self.last: Endpoint | None = None
 
     def open(self, greeting: tuple[Command, ...], deadline: Deadline) -> Link:
-        """A Sentinel may not have noticed yet: only who says so itself is the master."""
+        """A Sentinel may not have noticed yet: only who says so itself is the master.
+
+        Nor is that enough: who hung while another one was elected still believes it is.
+        """
         endpoint = self._sentinels.master(deadline)
+        asked = time.monotonic()
         link = dial(endpoint, self._door.with_greeting(greeting), deadline)
         try:
             role = check(link.greeted.pop(0), endpoint)
             if not isinstance(role, list) or role[:1] != [b"master"]:
-                raise BrokenLinkError(f"Redis {endpoint}: is not the master (yet)")
+                raise BrokenLinkError(f"Redis: {endpoint}: is not the master (yet)")
+            if time.monotonic() - asked > SLOW and self._sentinels.master(deadline) != endpoint:
+                raise BrokenLinkError(f"Redis: {endpoint}: is not the master any more")
         except Unavailable:
             link.close()
             raise
@@ -151,7 +160,7 @@ class Master(Single):
         """Ask again and again, and leave a master that is none any more."""
         while not self._ended.wait(ASK_EVERY):
             try:
-                master = self._sentinels.master(Deadline(ASK_EVERY))
+                master = self._sentinels.master(Deadline(ASK_EVERY), patient=True)
             except Unavailable as error:
                 log.get().debug("no Sentinel answers", problem=str(error))
                 continue

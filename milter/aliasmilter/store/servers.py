@@ -13,15 +13,8 @@ import hiredis
 
 from aliasmilter.redisurl import Endpoint
 from aliasmilter.routing.lookup import Unavailable
-from aliasmilter.store.link import (
-    BrokenLinkError,
-    Command,
-    Deadline,
-    Door,
-    Link,
-    Reply,
-    dial,
-)
+from aliasmilter.store.deadline import BrokenLinkError, Deadline
+from aliasmilter.store.link import Command, Door, Link, Reply, dial
 
 MAX_IDLE = 64
 # What a server says that is no master, or no longer one.

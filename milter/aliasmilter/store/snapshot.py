@@ -12,7 +12,8 @@ from aliasmilter.routing.lookup import (
     fields_for,
 )
 from aliasmilter.store.connect import connect
-from aliasmilter.store.link import Command, Deadline, GarbledError, Reply, check
+from aliasmilter.store.deadline import Deadline, GarbledError
+from aliasmilter.store.link import Command, Reply, check
 from aliasmilter.store.questions import pairs, unreadable
 from aliasmilter.store.schema import ALIAS_PREFIX, DOMAIN_PREFIX, alias_key, domain_key
 from aliasmilter.store.servers import Servers

@@ -34,17 +34,8 @@ import hiredis
 from aliasmilter import log
 from aliasmilter.mail.address import Address
 from aliasmilter.routing.lookup import Answer, Found, Unavailable
-from aliasmilter.store.link import (
-    INFO,
-    Command,
-    Deadline,
-    Link,
-    RefusedError,
-    Reply,
-    check,
-    expect_ok,
-    pack,
-)
+from aliasmilter.store.deadline import Deadline, RefusedError
+from aliasmilter.store.link import INFO, Command, Link, Reply, check, expect_ok, pack
 from aliasmilter.store.memory import Memory
 from aliasmilter.store.questions import Asked, Lifetimes
 from aliasmilter.store.schema import ALIAS_PREFIX, BLOCK_PREFIX, DOMAIN_PREFIX, domain_key
@@ -130,10 +121,12 @@ class Tracking:
         lasting = [(a, one.answer) for a, one in zip(addresses, asked, strict=True) if one.lasts]
         with self._lock:
             self._read()
-            if self._link is None or ticket[0] != self._announced:
+            if self._link is None:
                 return
             if not origin or origin != self._link.origin:
                 self._lose("another server answers lookups")
+                return
+            if ticket[0] != self._announced:
                 return
             now = time.monotonic()
             if not self._guarded:
@@ -273,7 +266,7 @@ class Tracking:
             if not str(of_fields).startswith("ERR unknown command"):
                 check(of_fields)
             if not link.origin:
-                raise RefusedError(f"Redis {link.endpoint}: INFO tells no run_id")
+                raise RefusedError(f"Redis: {link.endpoint}: INFO tells no run_id")
         except Unavailable:
             link.close()
             raise
