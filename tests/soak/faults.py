@@ -23,6 +23,7 @@ from tests.soak.scene import (
     STORE_TIMEOUT,
     Scene,
     wait_until_ended,
+    wait_until_loaded,
     wait_until_stopped,
 )
 
@@ -67,6 +68,7 @@ def redis_killed(scene: Scene) -> Iterator[None]:
     with scene.blindness():
         yield
     scene.redis.start()
+    wait_until_loaded(scene.redis)
 
 
 @_fault("redis stands still", "store")

@@ -8,7 +8,7 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,7 +19,7 @@ from tests.harness.lab import Lab
 from tests.harness.ports import reserved_port
 from tests.harness.redis import RedisServer
 from tests.harness.signing import key, key_zone, pem
-from tests.harness.wait import wait_until
+from tests.harness.wait import LabError, wait_until
 from tests.soak.mail import RULES, SECRET, Arrival, Posting, arrival, zone_of
 
 STORE_TIMEOUT = 1.0  # seconds, as the daemon has it
@@ -145,6 +145,8 @@ class Scene(Lab):
 
     def follow(self) -> None:
         """Make the standby a replica of the master, and wait until it is in step."""
+        for server in (self.redis, self.standby):
+            wait_until_loaded(server)
         self.standby.cli("REPLICAOF", "127.0.0.1", str(self.redis.port))
         wait_until(
             lambda: "master_link_status:up" in self.standby.cli("INFO", "replication"),
@@ -173,6 +175,17 @@ class Scene(Lab):
         for name, service in services.items():
             if service.log_file.exists():
                 shutil.copy(service.log_file, folder / f"{name}.log")
+
+
+def wait_until_loaded(server: RedisServer) -> None:
+    """Wait until Redis, which listens while it is loading its data, answers."""
+
+    def answers() -> bool:
+        with suppress(LabError):
+            return server.cli("PING") == "PONG"
+        return False
+
+    wait_until(answers, "Redis has loaded its data", PATIENCE, server.log_tail)
 
 
 def wait_until_stopped(pid: int) -> None:
@@ -208,5 +221,3 @@ def _has_ended(process: int) -> bool:
     except ProcessLookupError:
         return True
     return False
-
-
