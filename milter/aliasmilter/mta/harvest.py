@@ -13,6 +13,7 @@ from typing import Any
 import structlog
 
 from aliasmilter.config import HarvestSection
+from aliasmilter.mta import measures
 from aliasmilter.routing.lookup import Unavailable
 from aliasmilter.store.link import Command
 from aliasmilter.store.schema import harvest_key, harvesting_key
@@ -77,6 +78,7 @@ class Harvest:
             [("SET", key, 1, "NX", "EX", self.window), ("EXPIRE", key, self.window)]
         )
         if began is not None:
+            measures.harvests.inc()
             self.logger.warning("a client guesses addresses", client=client, limit=self.limit)
             self._look_again_later(client)
 

@@ -27,6 +27,7 @@ def name_of(cause: Unsealed) -> str:
 
 
 sessions = Counter("sessions", "SMTP sessions that began.")
+harvests = Counter("harvests", "Clients that began to guess addresses.")
 open_sessions = Gauge("open_sessions", "SMTP sessions that are open now.")
 _recipients = Counter(
     "recipients",
