@@ -29,12 +29,13 @@ def shared_standin() -> Iterator[StandIn]:
 
 
 @pytest.fixture
-def standin(shared_standin: StandIn) -> StandIn:
+def standin(shared_standin: StandIn) -> Iterator[StandIn]:
     if not shared_standin.running:
         shared_standin.start()
-    shared_standin.folder.chmod(0o755)
     shared_standin.clear()
-    return shared_standin
+    yield shared_standin
+    # At the end, not at the start: a Sendmail that the next tests share starts before this fixture.
+    shared_standin.folder.chmod(0o755)
 
 
 @pytest.fixture(scope="module")
