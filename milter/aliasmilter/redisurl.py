@@ -109,9 +109,13 @@ def parse(text: str) -> Target:
     """Take a URL apart.
 
     Raises:
-        ValueError: says what is wrong with it; never shows the password.
+        ValueError: says what is wrong with it. It shows nothing of the URL but names of files: what
+            stands in a wrong place may be a part of the password.
     """
-    parts = urlsplit(text)
+    try:
+        parts = urlsplit(text)
+    except ValueError:
+        raise ValueError("not a URL: in a password write %2F for /, %5B for [") from None
     kind, is_tls = _kind(parts.scheme)
     credentials, at, hosts = parts.netloc.rpartition("@")
     options = _options(parts.query, kind, is_tls=is_tls)
@@ -146,7 +150,7 @@ def _options(query: str, kind: Kind, *, is_tls: bool) -> dict[str, str]:
         raise ValueError("what follows the ? is not NAME=VALUE") from None
     for name, _ in options:
         if name not in known:
-            raise ValueError(f"no option {name!r} in such a URL")
+            raise ValueError(f"an option that is none of {', '.join(sorted(known)) or 'nothing'}")
     return dict(options)
 
 
@@ -154,7 +158,7 @@ def _tls(options: Mapping[str, str]) -> TLS:
     files = {name: options.get(f"ssl_{name}", "") for name in ("ca_certs", "certfile", "keyfile")}
     for name, file in files.items():
         if file and not Path(file).is_absolute():
-            raise ValueError(f"ssl_{name}: {file!r} is not an absolute path")
+            raise ValueError(f"ssl_{name} is not an absolute path")
     choice = options.get("ssl_check_hostname", "true")
     if choice not in ("true", "false"):
         raise ValueError("ssl_check_hostname is neither true nor false")
@@ -209,14 +213,13 @@ def _endpoint(text: str, default_port: int) -> Endpoint:
     if not host:
         raise ValueError("no host in it")
     if not (port.isascii() and port.isdigit()) or not 0 < int(port) < 65_536:
-        # Not what stands there: it may be a password with a / in it.
-        raise ValueError(f"the port of {host!r} is no number from 1 to 65535")
+        raise ValueError("a port is no number from 1 to 65535")
     return Endpoint(unquote(host), int(port))
 
 
 def _db(text: str) -> int:
     if not (text.isascii() and text.isdigit()):
-        raise ValueError(f"{text!r} is no number of a database")
+        raise ValueError("the database is no number")
     return int(text)
 
 

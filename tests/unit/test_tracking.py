@@ -13,7 +13,7 @@ import structlog.testing
 
 from aliasmilter.mail.address import Address
 from aliasmilter.redisurl import Endpoint
-from aliasmilter.routing.lookup import Absent, Answer, Found, Unavailable
+from aliasmilter.routing.lookup import Absent, Answer, Found, Unavailable, fields_for
 from aliasmilter.store import tracking
 from aliasmilter.store.deadline import Deadline
 from aliasmilter.store.link import Command, Door, Link, Reply, check, dial
@@ -126,7 +126,7 @@ def test_a_quiet_process_opens_no_connection_of_its_own_and_asks_nothing_more(
     store = open_store(server.url)
     for _ in range(50):
         bob(store)
-    assert exchanges == [2] * 50
+    assert exchanges == [3] * 50
     assert "resp=3" not in server.cli("CLIENT", "LIST")
 
 
@@ -195,6 +195,9 @@ def test_a_rule_that_expires_is_gone_when_it_has_expired(
     assert bob(store) is None
 
 
+NOTHING = [None] * (len(fields_for("bob")) - 1)
+
+
 def test_what_a_server_says_of_lifetimes_is_heeded() -> None:
     for fields, lifetimes, lasts in (
         (False, [-1, -2], True),
@@ -206,10 +209,10 @@ def test_what_a_server_says_of_lifetimes_is_heeded() -> None:
         (True, [-1, -1, [-1, -2], [-1, 99]], False),
     ):
         questions = Questions([BOB], Lifetimes.OF_FIELDS if fields else Lifetimes.OF_KEYS)
-        assert len(questions.commands) == 2 + len(lifetimes)
-        (asked,) = questions.answers([[b"unknown", b"reject"], [b"0", None], *lifetimes])
+        assert len(questions.commands) == 3 + len(lifetimes)
+        (asked,) = questions.answers([[b"unknown", b"reject"], 0, [b"0", *NOTHING], *lifetimes])
         assert asked.lasts is lasts
-    assert not Questions([BOB]).answers([[b"unknown", b"reject"], [b"0", None]])[0].lasts
+    assert not Questions([BOB]).answers([[b"unknown", b"reject"], 0, [b"0", *NOTHING]])[0].lasts
 
 
 def test_an_answer_fetched_before_an_edit_is_not_kept_after_it(
@@ -346,9 +349,9 @@ def test_a_user_with_the_documented_rights_may_do_all_that_is_needed(
     open_store: OpenStore, warm: Warm
 ) -> None:
     rights = (
-        "~domain:* ~alias:* ~reinjected:* resetchannels -@all +hgetall +hmget +hscan +scan +get "
-        "+set +ping +select +role +client|setname +hello +client|tracking +info +pttl +hpttl "
-        "+multi +exec +watch +exists"
+        "~domain:* ~alias:* ~block:* ~reinjected:* resetchannels -@all +hgetall +hmget +hscan "
+        "+scan +get +sismember +set +ping +select +role +client|setname +hello +client|tracking "
+        "+info +pttl +hpttl +multi +exec +watch +exists"
     ).replace(" +hpttl", "")  # which this Redis does not know
     with RedisServer(users=[f"milter on >secret {rights}"]) as server:
         load(server)
