@@ -2,8 +2,9 @@
 
 Theory of operation. A connection of its own has Redis announce every edit of a rule (CLIENT
 TRACKING in BCAST mode: a small message for each edited key, whoever knows it). Redis sends the
-announcement along with the answer to the edit, and whoever is about to use a kept answer first
-reads what has come: so the next RCPT knows of an edit, as it does without all this.
+announcement before the answer to the edit, and whoever is about to use a kept answer first
+reads what has come: so the next RCPT knows of an edit, as it does without all this. (Of FLUSHALL
+and FLUSHDB it may learn a moment later, within LEASE: there the answer comes first.)
 
     Rule 1  Nothing is used on trust for longer than LEASE. Redis takes the commands of a
             connection in their order, and sends the announcements of a round of its event loop at
