@@ -8,16 +8,13 @@ from pathlib import Path
 
 import click
 
-from aliasmilter import config as configuration
-from aliasmilter.admin.edit import TIMEOUT
+from aliasmilter.admin.counted import read_counted
 from aliasmilter.admin.output import Form, show_json, show_rows
 from aliasmilter.forwarding.dmarc import organizational_domain
 from aliasmilter.routing.lookup import Unavailable
 from aliasmilter.routing.rules import RuleError, parse_rule
-from aliasmilter.store.editor import connect
 from aliasmilter.store.schema import VENDORS_PREFIX
-from aliasmilter.store.snapshot import read
-from aliasmilter.store.tally import Seen, read_all
+from aliasmilter.store.tally import Seen
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,18 +35,12 @@ def run(path: Path, domain: str | None, form: Form) -> int:
     Raises:
         ConfigError: the configuration cannot be used.
     """
-    store = configuration.load(path).store
-    timeout = max(store.timeout, TIMEOUT)
-    client = connect(store.url, timeout)
     try:
-        seen = read_all(client, VENDORS_PREFIX, domain)
-        rules = read(store.url, timeout, domain).rules
+        counted = read_counted(path, VENDORS_PREFIX, domain)
     except Unavailable as problem:
         click.echo(f"alias-milter: {problem}", err=True)
         return 1
-    finally:
-        client.close()
-    leaks = [leak for name in seen for leak in find(name, rules.get(name, {}), seen[name])]
+    leaks = [leak for one in counted for leak in find(one.domain, one.rules, one.seen)]
     _PRINTERS[form](leaks)
     return 0
 

@@ -8,17 +8,15 @@ import click
 from rapidfuzz import process
 from rapidfuzz.distance import OSA
 
-from aliasmilter import config as configuration
 from aliasmilter.admin import edit
-from aliasmilter.admin.edit import TIMEOUT, Wish
+from aliasmilter.admin.counted import read_counted
+from aliasmilter.admin.edit import Wish
 from aliasmilter.admin.formats.ruleset import RuleSet
 from aliasmilter.admin.output import Bar, printable
 from aliasmilter.routing.lookup import Unavailable, is_pattern
 from aliasmilter.routing.rules import CATCH_ALL
-from aliasmilter.store.editor import connect
 from aliasmilter.store.schema import MISSES_PREFIX, alias_key
-from aliasmilter.store.snapshot import read
-from aliasmilter.store.tally import OTHERS, UNAUTHENTICATED, Seen, read_all
+from aliasmilter.store.tally import OTHERS, UNAUTHENTICATED, Seen
 
 AUTHENTICATED_WEIGHT = 5  # a sender that is known counts like so many messages of unknown ones
 SHORT = 5  # letters: in short names one mistake is all that is taken for a typo
@@ -65,23 +63,17 @@ def run(path: Path, domain: str | None, bar: Bar, *, apply: bool) -> int:
     Raises:
         ConfigError: the configuration cannot be used.
     """
-    store = configuration.load(path).store
-    timeout = max(store.timeout, TIMEOUT)
-    client = connect(store.url, timeout)
     try:
-        misses = read_all(client, MISSES_PREFIX, domain)
-        rules = read(store.url, timeout, domain).rules
+        counted = read_counted(path, MISSES_PREFIX, domain)
     except Unavailable as problem:
         click.echo(f"alias-milter: {problem}", err=True)
         return 1
-    finally:
-        client.close()
     status = 0
-    for name, seen in misses.items():
-        for found in suggestions(seen, rules.get(name, {})):
-            click.echo(f"{found.line(name)}    # {_reason(found)}")
+    for one in counted:
+        for found in suggestions(one.seen, one.rules):
+            click.echo(f"{found.line(one.domain)}    # {_reason(found)}")
             if apply and click.confirm("Add it?", default=False, err=True):
-                status |= _add(path, name, found, bar)
+                status |= _add(path, one.domain, found, bar)
     return status
 
 

@@ -1,0 +1,265 @@
+"""What one address comes to, from what the store holds about it.
+
+An address is final, or leads to others, or is refused. Nothing here looks further than one step;
+the resolver takes them all.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import date
+
+from aliasmilter.mail.address import Address, split_subaddress
+from aliasmilter.mail.replies import Reason
+from aliasmilter.routing.decision import Final, Policy, Quarantined, Vendor
+from aliasmilter.routing.lookup import (
+    Absent,
+    Answer,
+    Found,
+    Unreadable,
+    fields_for,
+    patterns_for,
+)
+from aliasmilter.routing.rules import (
+    CATCH_ALL,
+    Action,
+    Rule,
+    RuleError,
+    SameLocalPart,
+    Settings,
+    parse_rule,
+    parse_settings,
+)
+
+
+@dataclass(slots=True)  # not frozen: that costs more than the expansion
+class Hop:
+    """An address to expand.
+
+    Attributes:
+        plain: the target as the rule has it.
+        carried: the same with the subaddress that came along (RFC 5233 section 4).
+        is_target: it comes out of a rule: mail to it is forwarded by us.
+        held: the way to it leads through the hold queue.
+        rule: the rule that names it; "" for the recipient itself, also in its other domain.
+        second_of: the domain whose `alias_of` led here, or "".
+    """
+
+    plain: Address
+    carried: Address
+    is_target: bool = True
+    held: bool = False
+    rule: str = ""
+    second_of: str = ""
+
+    @property
+    def key(self) -> tuple[str, str, bool]:
+        """What tells hops apart: whichever way leads to one, it is expanded once."""
+        return self.carried.key, self.plain.key, self.held
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What the expansion of a hop came to: exactly one of the first three is set.
+
+    Attributes:
+        says: for people; "" where it names the targets.
+        targets: in the order of the rule, the address itself included.
+    """
+
+    final: Final | None = None
+    hops: tuple[Hop, ...] = ()
+    reason: Reason | None = None
+    text: str = ""
+    problem: str = ""
+    says: str = ""
+    quarantined: Quarantined | None = None
+    vendor: Vendor | None = None
+    rule: str = ""
+    rule_text: str = ""
+    settings: Settings | None = None
+    targets: Sequence[Hop] = ()
+
+    @property
+    def said(self) -> str:
+        """What follows from it, for people."""
+        if self.says or not self.hops:
+            return self.says or "mailbox"
+        return "to " + ", ".join(str(target.carried) for target in self.targets)
+
+
+@dataclass(slots=True)
+class Expansion:
+    """Says what one address comes to, from what the store holds about it."""
+
+    hop: Hop
+    policy: Policy
+    today: date
+    sender: Address | None
+
+    def expand(self, answer: Answer) -> Outcome:
+        """Draw the outcome from the store's answer."""
+        if isinstance(answer, Absent):
+            return self._unmanaged()
+        if isinstance(answer, Unreadable):
+            return _invalid(answer.key, answer.problem)
+        try:
+            settings = parse_settings(answer.settings)
+        except RuleError as error:
+            return _invalid(f"domain:{self.hop.carried.domain}", str(error))
+        if answer.blocked:
+            says = f"{self.hop.carried.domain} blocks {self.sender}"
+            outcome = Outcome(reason=Reason.BLOCKED, says=says)
+        else:
+            outcome = self._managed(answer, settings)
+        outcome.settings = settings
+        return outcome
+
+    def _unmanaged(self) -> Outcome:
+        hop = self.hop
+        if hop.second_of and hop.carried.domain not in self.policy.local_domains:
+            problem = f"alias_of: {hop.carried.domain} is not managed"
+            return _invalid(f"domain:{hop.second_of}", problem)
+        if hop.carried.domain in self.policy.local_domains or not hop.is_target:
+            says = "delivered here" if hop.is_target else "not managed: the MTA decides"
+            return Outcome(final=Final(hop.carried, held=hop.held), says=says)
+        # A subaddress means something to us, nothing to somebody else's system.
+        return Outcome(
+            final=Final(hop.plain, leaves=True, held=hop.held), says="leaves for another system"
+        )
+
+    def _managed(self, found: Found, settings: Settings) -> Outcome:
+        hop = self.hop
+        if settings.alias_of:
+            return self._second_domain(settings.alias_of)
+        delimiter = self.policy.delimiter if settings.delimiter is None else settings.delimiter
+        respelt = self._respelt(delimiter)
+        if respelt:
+            hops = (replace(hop, plain=respelt, carried=respelt),)
+            return Outcome(hops=hops, says="subaddress as this domain writes it")
+        name, detail = self._match(found, delimiter)
+        if name is None:
+            return self._unknown(settings)
+        rule_name = f"alias:{hop.carried.domain} {name}"
+        raw = found.rules[name]
+        try:
+            rule = parse_rule(raw)
+        except RuleError as error:
+            return _invalid(rule_name, str(error))
+        outcome = self._apply(rule, name, detail, settings)
+        outcome.rule, outcome.rule_text = rule_name, raw.decode("utf-8")
+        if rule.vendor:
+            outcome.vendor = Vendor(hop.carried, rule.vendor, rule.strict)
+        return outcome
+
+    def _respelt(self, delimiter: str) -> Address | None:
+        """The target as its own domain spells subaddresses, when the one before differs."""
+        plain, carried = self.hop.plain, self.hop.carried
+        if carried == plain or (delimiter and carried.local.startswith(plain.local + delimiter)):
+            return None
+        detail = carried.local[len(plain.local) + 1 :]
+        return Address(plain.local + delimiter + detail, plain.domain) if delimiter else plain
+
+    def _match(self, found: Found, delimiter: str) -> tuple[str | None, str]:
+        """Exact local part, then without the subaddress, then patterns, then the catch-all."""
+        exact, *_ = fields_for(self.hop.carried.local)
+        if exact in found.rules and exact != CATCH_ALL:
+            return exact, ""
+        parts = split_subaddress(self.hop.carried.local, delimiter)
+        if parts:
+            base, *_ = fields_for(parts[0])
+            if base in found.rules and base != CATCH_ALL:
+                return base, delimiter + parts[1]
+        patterns = (p for p in patterns_for(self.hop.carried.local) if p in found.rules)
+        return next(patterns, CATCH_ALL if CATCH_ALL in found.rules else None), ""
+
+    def _unknown(self, settings: Settings) -> Outcome:
+        hop = self.hop
+        if settings.unknown_passes:
+            return Outcome(final=Final(hop.carried, held=hop.held), says="passed to the MTA")
+        if hop.rule:
+            # A mistake in the rules must not bounce mail: it waits at the sender.
+            problem = f"its target {hop.carried} has no rule"
+            return Outcome(
+                reason=Reason.DANGLING, problem=f"{hop.rule}: {problem}", says="no such address"
+            )
+        return Outcome(reason=Reason.UNKNOWN, says="no such address")
+
+    def _apply(self, rule: Rule, name: str, detail: str, settings: Settings) -> Outcome:
+        if rule.expires and self.today > rule.expires:
+            return Outcome(reason=Reason.EXPIRED, says=f"expired on {rule.expires}")
+        if rule.blocks(self.sender):
+            return Outcome(reason=Reason.BLOCKED, says=f"blocks {self.sender}")
+        if rule.action is Action.QUARANTINE:
+            return self._quarantine(rule, name, settings)
+        if rule.action:
+            reason = _REASONS[rule.action]
+            text = "" if self.hop.rule else rule.text  # another address's would tell of it
+            return Outcome(reason=reason, text=text, says=reason.value)
+        if name == CATCH_ALL and any(isinstance(target, Address) for target in rule.targets):
+            return self._quarantine(rule, name, settings)
+        return self._targets(rule, name, detail)
+
+    def _targets(self, rule: Rule, name: str, detail: str) -> Outcome:
+        hops = [self._hop(target, name, detail) for target in rule.targets]
+        itself = [hop for hop in hops if hop.carried.key == self.hop.carried.key]
+        final = Final(self.hop.carried, held=self.hop.held) if itself else None
+        others = tuple(hop for hop in hops if hop not in itself)
+        return Outcome(final=final, hops=others, targets=hops)
+
+    def _hop(self, target: Address | SameLocalPart, name: str, detail: str) -> Hop:
+        address, held = self.hop.carried, self.hop.held
+        rule = f"alias:{address.domain} {name}"
+        if isinstance(target, SameLocalPart):
+            user = address.local[: len(address.local) - len(detail)]
+            # `* @new.example` stands for the whole domain: unknown there is simply unknown.
+            rule = self.hop.rule if name == CATCH_ALL else rule
+            target, carried = Address(user, target.domain), address.at(target.domain)
+        elif not detail or target.key == address.key:
+            # `bob: bob+x@` keeps the subaddress that it names itself.
+            carried = target
+        else:
+            carried = Address(target.local + detail, target.domain)
+        return Hop(target, carried, held=held, rule=rule)
+
+    def _quarantine(self, rule: Rule, name: str, settings: Settings) -> Outcome:
+        address = self.hop.carried
+        reason = Reason.CATCH_ALL if name == CATCH_ALL else Reason.QUARANTINED
+        what = Quarantined(address, f"{name}@{address.domain}", reason)
+        if self.policy.hold:
+            return self._hold(rule, what)
+        mailbox = settings.quarantine or self.policy.quarantine
+        if mailbox is None:
+            return _invalid(
+                f"domain:{address.domain}", "quarantine: no mailbox here nor in the configuration"
+            )
+        # Ours, whatever its domain: not looked up further, and its sender stays.
+        return Outcome(final=Final(mailbox), quarantined=what, says=f"quarantine: {mailbox}")
+
+    def _hold(self, rule: Rule, what: Quarantined) -> Outcome:
+        """Held under the names the rule gives, else under the address as it came."""
+        if not rule.targets:
+            return Outcome(final=Final(self.hop.carried, held=True), quarantined=what, says="held")
+        hops = tuple(replace(self._hop(t, CATCH_ALL, ""), held=True) for t in rule.targets)
+        return Outcome(hops=hops, quarantined=what, says="held for its targets")
+
+    def _second_domain(self, domain: str) -> Outcome:
+        hop = self.hop
+        following = replace(
+            hop,
+            plain=hop.plain.at(domain),
+            carried=hop.carried.at(domain),
+            second_of=hop.carried.domain,
+        )
+        return Outcome(hops=(following,), says=f"looked up at {domain} instead")
+
+
+def _invalid(where: str, problem: str) -> Outcome:
+    return Outcome(reason=Reason.INVALID_RULE, problem=f"{where}: {problem}", says=problem)
+
+
+_REASONS = {
+    Action.DISCARD: Reason.DISCARDED,
+    Action.DISABLED: Reason.DISABLED,
+    Action.DEFER: Reason.DEFERRED,
+    Action.REJECT: Reason.REJECTED,
+}
