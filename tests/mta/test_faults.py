@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.soak.faults import FAULTS, promised
+from tests.soak.faults import FAULTS
 from tests.soak.run import Run, make_stream
 from tests.soak.scene import Scene
 
@@ -13,7 +13,7 @@ EACH = 12  # transactions that a fault lasts for
 def test_what_was_accepted_arrives_and_what_was_refused_was_bad_whatever_breaks() -> None:
     with Scene() as scene, make_stream(scene, SEED, rate=25.0, clients=5) as stream:
         run = Run(scene, stream)
-        for name in promised():
+        for name in FAULTS:
             run.strike([FAULTS[name]], attempts=EACH)
         account = run.settle()
         assert account.balances, "\n".join(map(str, account.entries[:30]))

@@ -12,6 +12,7 @@ from tests.harness.daemon import Config, Daemon
 from tests.harness.fake_redis import FakeRedis, Proxy
 from tests.harness.mta_client import Mta
 from tests.harness.redis import RedisServer
+from tests.harness.wait import wait_until
 from tests.protocol.conftest import load_rules
 
 TIMEOUT = 0.5
@@ -134,17 +135,36 @@ def test_a_chain_of_aliases_in_a_slow_redis_is_answered_within_the_time_limit(
         assert refused_in_time(mta, "<h0@example.com>")
 
 
-def test_a_redis_restarted_empty_no_longer_manages_the_domain(
+def test_a_redis_restarted_empty_is_not_believed_until_a_reload(
     server: RedisServer, session: Begin
 ) -> None:
     mta = session(server.url)
     assert mta.rcpt("<nobody@example.com>").text.startswith("550 5.1.1")
     server.kill()
     server.start()
-    # Nothing is managed now: what it is worth, the MTA knows. Nothing is refused for good.
-    assert mta.rcpt("<nobody@example.com>").kind == "continue"
+    # Whoever was unknown is not let in, and whoever was known does not bounce.
+    assert str(mta.rcpt("<nobody@example.com>")) == UNAVAILABLE
+    assert str(mta.rcpt("<sales@example.com>")) == UNAVAILABLE
+    assert "has it lost its data?" in mta.daemon.log
     load_rules(server)
     assert mta.rcpt("<nobody@example.com>").text.startswith("550 5.1.1")
+    server.cli("FLUSHALL")
+    old = mta.daemon.workers
+    mta.daemon.reload()
+    wait_until(lambda: set(mta.daemon.workers) != set(old), "there is a new worker")
+    with Mta(mta.daemon.socket) as after:
+        after.mail()
+        assert after.rcpt("<nobody@example.com>").kind == "continue"
+
+
+def test_a_domain_that_is_removed_is_unmanaged_at_once_while_others_are_there(
+    server: RedisServer, session: Begin
+) -> None:
+    mta = session(server.url)
+    assert mta.rcpt("<nobody@example.com>").text.startswith("550 5.1.1")
+    assert mta.rcpt("<x@new.example>").kind == "continue"
+    server.cli("DEL", "domain:example.com")
+    assert mta.rcpt("<nobody@example.com>").kind == "continue"
 
 
 def test_a_domain_known_as_unmanaged_passes_while_redis_is_away_and_an_unknown_one_waits(

@@ -144,7 +144,7 @@ def at_random(seed: int, names: Iterable[str]) -> Iterator[list[Fault]]:
     while True:
         bag = chance.sample(chosen, len(chosen))
         for fault in bag:
-            others = [other for other in chosen if other.part != fault.part]
+            others = [o for o in chosen if o.part != fault.part and not (o.alone or fault.alone)]
             both = others and chance.random() < TOGETHER
             yield [fault, chance.choice(others)] if both else [fault]
 

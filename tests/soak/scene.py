@@ -108,7 +108,6 @@ class Scene(Lab):
             super().__enter__()
             stack.push(super().__exit__)
             self.standby = stack.enter_context(RedisServer(settings=DURABLE))
-            self.rules(*RULES)
             self.follow()
             self._around = stack.pop_all()
         return self
@@ -122,6 +121,7 @@ class Scene(Lab):
             settings.writelines(f"{line}\n" for line in DURABLE)
         self.redis.stop()
         self.redis.start()
+        self.rules(*RULES)  # before the daemon: it learns what is managed when it starts
         self.to_redis.port = self.redis.port
         self.to_reinject.port = int(str(self.config["reinject"]["server"]).rpartition(":")[2])
         self.config["reinject"] = {

@@ -101,11 +101,19 @@ class Completion:
     def _refusal(self, results: Results, *, leaving: bool) -> Reason | None:
         """Why the message is refused for what is true of it."""
         outbound, vendors = self.service.outbound, self.service.vendors
-        if leaving and outbound and (reason := outbound.refusal(results)):
-            return reason
+        if leaving and outbound and not self._is_bounce_on_its_way_back:
+            reason = outbound.refusal(results)
+            if reason:
+                return reason
         if vendors is None or self._is_our_own:
             return None
         return vendors.watch(self.mail.recipients, results)
+
+    @property
+    def _is_bounce_on_its_way_back(self) -> bool:
+        """Whether it answers mail that we forwarded: its sender must learn of that, signed or not."""
+        reasons = {r.decision.reason for r in self.mail.recipients if r.decision.finals}
+        return self.mail.sender_argument in ("<>", "") and reasons == {Reason.SRS_REVERSED}
 
     @property
     def _is_our_own(self) -> bool:

@@ -269,6 +269,7 @@ def serve_milter(loaded: Loaded, listener: Listener, lifeline: int) -> None:
     store = AliasStore(
         loaded.config.store.url, loaded.config.store.timeout, cached=loaded.config.store.cache
     )
+    threading.Thread(target=store.learn, daemon=True).start()
     service = make_service(loaded, store)
     leaving = (activity, listener, drain, service)
     threading.Thread(target=_leave, args=leaving, daemon=True).start()
@@ -310,6 +311,7 @@ def serve_maps(loaded: Loaded, listener: Listener, lifeline: int) -> None:
     """Be the socketmap worker, until told to leave; its clients connect again by themselves."""
     _watch(lifeline)
     store = AliasStore(loaded.config.store.url, loaded.config.store.timeout)
+    threading.Thread(target=store.learn, daemon=True).start()
     # "Not found" makes the MTA refuse for good, so it has to be true now.
     maps = socketmap.Maps(make_decider(loaded, store.lookups_now))
     server = socketmap.Server(listener.socket, maps)

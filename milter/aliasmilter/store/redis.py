@@ -13,11 +13,16 @@ from aliasmilter.store.connect import connect
 from aliasmilter.store.deadline import Deadline, LateError
 from aliasmilter.store.link import Command, Reply, check
 from aliasmilter.store.questions import Asked, Lifetimes, Questions, about_blocks, with_blocks
-from aliasmilter.store.schema import counted_key, reinjected_key
-from aliasmilter.store.servers import Single
+from aliasmilter.store.schema import DOMAIN_PREFIX, counted_key, domain_key, reinjected_key
+from aliasmilter.store.servers import Servers, Single
+from aliasmilter.store.snapshot import page
 from aliasmilter.store.tracking import Tracking
 
 MAX_KNOWN_UNMANAGED = 10_000
+MAX_KNOWN_MANAGED = 10_000
+WITNESSES = 20  # domains that are asked for when one has vanished
+LEARN = 10.0  # seconds, and pages of keys, in which to learn what is managed
+LEARN_PAGES = 100
 REMEMBERED = 86_400  # seconds
 
 
@@ -43,6 +48,7 @@ class AliasStore:
         if cached and isinstance(servers, Single):
             self._tracked = servers, Tracking(servers, timeout)
         self._unmanaged: OrderedDict[str, None] = OrderedDict()
+        self._managed: dict[str, None] = {}
 
     def lookups(self, sender: Address | None = None) -> Lookup:
         """A lookup function for one decision: one deadline, from now, for all it is asked.
@@ -109,6 +115,26 @@ class AliasStore:
             # Not EXPIRE after INCR: a counter must never be there without an end.
             commands += [("SET", key, 0, "EX", seconds, "NX"), ("INCR", key)]
         return [int(value) for value in self.ask(commands)[1::2]]
+
+    def learn(self) -> None:
+        """Get to know domains that are managed now, for when they vanish; in its own time."""
+        deadline = Deadline(LEARN)
+        try:
+            for master in self._servers.each(deadline):
+                self._learn_from(master, deadline)
+        except Unavailable:
+            return  # lookups say why, and teach the same
+
+    def _learn_from(self, master: Servers, deadline: Deadline) -> None:
+        cursor = b"0"
+        for _ in range(LEARN_PAGES):
+            command = ("SCAN", cursor, "MATCH", DOMAIN_PREFIX + "*", "COUNT", 1000)
+            (reply,) = master.ask([command], deadline)
+            cursor, keys = page(reply)
+            for key in keys[: MAX_KNOWN_MANAGED - len(self._managed)]:
+                self._managed[key.decode("utf-8", "replace").removeprefix(DOMAIN_PREFIX)] = None
+            if cursor == b"0":
+                return
 
     def ping(self) -> None:
         """Find out whether the store answers: all of its masters.
@@ -192,25 +218,52 @@ class AliasStore:
         questions = Questions(missing, ticket[1] if ticket else Lifetimes.NOTHING)
         replies, origin = server.exchange(questions.commands, deadline)
         asked = questions.answers(replies)
+        fresh = iter(self._noted(missing, asked, deadline))
         if ticket:
             tracking.keep(missing, asked, ticket, origin)
-        fresh = iter(self._noted(missing, asked))
         return [answer or next(fresh) for answer in kept]
 
     def _ask(self, addresses: Sequence[Address], deadline: Deadline) -> list[Answer]:
         questions = Questions(addresses)
         asked = questions.answers(self._servers.ask(questions.commands, deadline))
-        return self._noted(addresses, asked)
+        return self._noted(addresses, asked, deadline)
 
-    def _noted(self, addresses: Sequence[Address], asked: Sequence[Asked]) -> list[Answer]:
-        """The answers; domains that are unmanaged are noted for when the server is away."""
+    def _noted(
+        self, addresses: Sequence[Address], asked: Sequence[Asked], deadline: Deadline
+    ) -> list[Answer]:
+        """The answers; who is managed and who is not is noted for when something is wrong."""
         answers = [one.answer for one in asked]
         for address, answer in zip(addresses, answers, strict=True):
+            domain = address.domain
             if isinstance(answer, Absent):
-                self._note_unmanaged(address.domain)
+                if domain in self._managed:
+                    self._believe_that_it_vanished(domain, deadline)
+                self._note_unmanaged(domain)
             else:
-                self._unmanaged.pop(address.domain, None)
+                self._unmanaged.pop(domain, None)
+                self._managed[domain] = None
+                if len(self._managed) > MAX_KNOWN_MANAGED:
+                    self._managed.pop(next(iter(self._managed)), None)
         return answers
+
+    def _believe_that_it_vanished(self, domain: str, deadline: Deadline) -> None:
+        """A domain that was managed is not any more: somebody has removed it, if others are there.
+
+        A server that was restarted without its data knows none. To believe it would be to let all
+        addresses of all domains through, unknown ones too, and aliases unexpanded.
+
+        Raises:
+            Unavailable: none of the others that were managed is there, or there were none.
+        """
+        others = [one for one in list(self._managed) if one != domain][-WITNESSES:]
+        commands: list[Command] = [("EXISTS", domain_key(other)) for other in others]
+        replies = self._servers.ask(commands, deadline) if commands else []
+        if 1 not in [check(reply) for reply in replies]:
+            raise Unavailable(
+                f"Redis: {domain} has vanished, and so has all else that was managed:"
+                " has it lost its data? If it was meant, reload (SIGHUP)"
+            )
+        self._managed.pop(domain, None)
 
     def _note_unmanaged(self, domain: str) -> None:
         self._unmanaged[domain] = None

@@ -90,7 +90,7 @@ class _Reader:
         while True:
             command = ("SCAN", cursor, "MATCH", prefix + "*", "COUNT", _BATCH)
             (reply,) = master.ask([command], Deadline(self.timeout))
-            cursor, keys = _page(reply)
+            cursor, keys = page(reply)
             if keys:
                 yield keys
             if cursor == b"0":
@@ -106,7 +106,7 @@ class _Reader:
         for key, reply in self._ask(keys, lambda key: _hscan(key, b"0")):
             rules = self.snapshot.rules[_domain(key, ALIAS_PREFIX)] = {}
             while reply:
-                cursor, words = _page(reply)
+                cursor, words = page(reply)
                 found = pairs(words).items()
                 rules.update((f.decode("utf-8", "backslashreplace"), rule) for f, rule in found)
                 if cursor == b"0":
@@ -129,7 +129,7 @@ def _hscan(key: bytes, cursor: bytes) -> Command:
     return ("HSCAN", key, cursor, "COUNT", _BATCH)
 
 
-def _page(reply: Reply) -> tuple[bytes, list[bytes]]:
+def page(reply: Reply) -> tuple[bytes, list[bytes]]:
     """A reply to SCAN or HSCAN: where it goes on, and what was there."""
     if not isinstance(check(reply), list) or len(reply) != 2 or not isinstance(reply[1], list):
         raise GarbledError("Redis: an answer to another question")
