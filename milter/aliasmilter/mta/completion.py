@@ -111,7 +111,7 @@ class Completion:
 
     @property
     def _is_bounce_on_its_way_back(self) -> bool:
-        """Whether it answers mail that we forwarded: its sender must learn of that, signed or not."""
+        """Whether it answers mail that we forwarded: nobody must miss that, signed or not."""
         reasons = {r.decision.reason for r in self.mail.recipients if r.decision.finals}
         return self.mail.sender_argument in ("<>", "") and reasons == {Reason.SRS_REVERSED}
 
