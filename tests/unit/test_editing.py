@@ -117,6 +117,17 @@ def test_remove_leaves_no_rule_that_leads_to_nothing(run: Run, rules: RedisServe
     assert rules.cli("HKEYS", "alias:example.com") == '1) "carol"'
 
 
+def test_a_pattern_is_found_or_refused_and_what_it_serves_keeps_it(
+    run: Run, rules: RedisServer
+) -> None:
+    assert run("add", "sales-*@example.com", "bob@example.com").exit_code == 0
+    refused = run("add", "a*z@example.com", "bob@example.com")
+    assert refused.exit_code == 1
+    assert "never found" in refused.output
+    assert run("add", "shop@example.com", "sales-shop@example.com").exit_code == 0
+    assert run("remove", "sales-*@example.com").exit_code == 1
+
+
 def test_a_rule_that_comes_to_end_in_a_catch_all_is_warned_of(
     run: Run, rules: RedisServer
 ) -> None:

@@ -18,7 +18,7 @@ from aliasmilter.admin.postfix.findings import findings as postfix_findings
 from aliasmilter.admin.report import Finding, Severity, error, warning
 from aliasmilter.admin.sendmail import reading as sendmail_reading
 from aliasmilter.admin.sendmail.findings import findings as sendmail_findings
-from aliasmilter.admin.validation import MISTAKES, PROBE, catch_all_warning
+from aliasmilter.admin.validation import MISTAKES, PROBE, UNUSABLE_PATTERN, catch_all_warning
 from aliasmilter.config import Config, ConfigError
 from aliasmilter.forwarding.outbound import Keyring, load_keyring
 from aliasmilter.mail.address import Address, AddressError, local_key, parse_domain
@@ -166,7 +166,7 @@ class _Rules:
             yield from self._catch_all(domain, where, rule.action, targets=bool(rule.targets))
             return
         if is_pattern(local) and not is_usable_pattern(local):
-            yield error(where, "never found: one *, at an end or between two of . - _ and the like")
+            yield error(where, UNUSABLE_PATTERN)
             return
         address = Address(local.replace(CATCH_ALL, PROBE), domain)
         decision = resolve(address, self._snapshot.lookup, self._config.policy, self._today)

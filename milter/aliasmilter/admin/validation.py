@@ -15,7 +15,7 @@ from aliasmilter.admin.report import Finding, Severity, error, warning
 from aliasmilter.mail.address import Address, local_key
 from aliasmilter.mail.replies import Reason
 from aliasmilter.routing.decision import Policy
-from aliasmilter.routing.lookup import Lookup
+from aliasmilter.routing.lookup import Lookup, is_pattern, is_usable_pattern
 from aliasmilter.routing.resolver import resolve
 from aliasmilter.routing.rules import (
     CATCH_ALL,
@@ -33,6 +33,7 @@ from aliasmilter.store.snapshot import Snapshot
 MISTAKES = frozenset(
     {Reason.INVALID_RULE, Reason.DANGLING, Reason.CYCLE, Reason.TOO_DEEP, Reason.TOO_WIDE}
 )
+UNUSABLE_PATTERN = "never found: one *, at an end or between two of . - _ and the like"
 PROBE = "alias-milter-check"
 """The local part that stands for what nobody has a rule for."""
 
@@ -108,6 +109,9 @@ class _Checker:
         if not self._snapshot.settings.get(domain):
             hint = f"HSET {domain_key(domain)} unknown reject, or --create-domains"
             yield error(self._place(domain, name), f"{domain} is not a managed domain ({hint})")
+            return
+        if is_pattern(name) and not is_usable_pattern(name):
+            yield error(self._place(domain, name), UNUSABLE_PATTERN)
             return
         try:
             rule = parse_rule(raw)
