@@ -101,6 +101,14 @@ class Watched:
         lines = first.cli("SENTINEL", "GET-MASTER-ADDR-BY-NAME", NAME).split()
         return int(lines[1]) if len(lines) == 2 else 0
 
+    def wait_for_replica(self) -> None:
+        """Wait until the replica has what was written to the master."""
+        master, replica = self.servers
+        wait_until(
+            lambda: master.cli("DBSIZE") == replica.cli("DBSIZE"),
+            "the replica has it", 20, replica.log_tail,
+        )  # fmt: skip
+
     def wait_for_master(self, server: RedisServer) -> None:
         """Wait until the Sentinels and the server itself call it the master."""
         wait_until(
@@ -134,7 +142,11 @@ def watched(
         if tls:
             replica.trusts = master
         stack.enter_context(replica)
-        _wait_for_link(replica)
+        # Until its master calls it online, it is sent nothing of what is written.
+        wait_until(
+            lambda: "state=online" in master.cli("INFO", "replication"),
+            "the replica is in step", 20, replica.log_tail,
+        )  # fmt: skip
         quorum = sentinels // 2 + 1
         watchers = tuple(
             stack.enter_context(Sentinel(master, quorum, own_password)) for _ in range(sentinels)
@@ -151,10 +163,3 @@ def _knows(sentinel: Sentinel, others: int) -> bool:
     words = sentinel.cli("SENTINEL", "MASTER", NAME).split()
     facts = dict(zip(words[::2], words[1::2], strict=False))
     return facts.get("num-slaves") == "1" and facts.get("num-other-sentinels") == str(others)
-
-
-def _wait_for_link(replica: RedisServer) -> None:
-    wait_until(
-        lambda: "master_link_status:up" in replica.cli("INFO", "replication"),
-        "the replica is in step", 20, replica.log_tail,
-    )  # fmt: skip

@@ -68,6 +68,7 @@ def right_or_later(found: dict[str, str]) -> bool:
 def test_a_fail_over_of_sentinels_means_451_at_worst_and_ends_by_itself(serve: Start) -> None:
     with watched() as servers:
         load(servers.servers[0].cli)
+        servers.wait_for_replica()
         daemon = serve(servers.url)
         assert answers(daemon) == REPLIES
         servers.servers[0].kill()
@@ -81,6 +82,7 @@ def test_a_fail_over_of_sentinels_means_451_at_worst_and_ends_by_itself(serve: S
 def test_a_fail_over_that_was_ordered_loses_nothing(serve: Start) -> None:
     with watched(sentinels=1) as servers:
         load(servers.servers[0].cli)
+        servers.wait_for_replica()
         daemon = serve(servers.url)
         assert answers(daemon) == REPLIES
         servers.sentinels[0].cli("SENTINEL", "FAILOVER", "rules")

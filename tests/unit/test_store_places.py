@@ -12,9 +12,11 @@ import pytest
 from aliasmilter.mail.address import Address
 from aliasmilter.redisurl import Endpoint
 from aliasmilter.routing.lookup import Absent, Answer, Found, Unavailable
-from aliasmilter.store import tracking
+from aliasmilter.store import sentinel, tracking
 from aliasmilter.store.cluster import key_slot
+from aliasmilter.store.deadline import Deadline
 from aliasmilter.store.redis import AliasStore
+from aliasmilter.store.sentinel import Master
 from aliasmilter.store.snapshot import read
 from tests.harness.cluster import RedisCluster, cluster
 from tests.harness.redis import RedisServer
@@ -25,7 +27,6 @@ TIMEOUT = 0.5
 SLACK = 0.7  # what a deadline may be late by on a busy machine
 BOB = Address("bob", "example.com")
 FOREIGN = Address("me", "gmail.example")
-# Every node has both keys of one of the first three.
 # Of each node, one whose keys (domain:, alias:, block:) are all there, and others.
 MANAGED = [f"{name}.example" for name in ("zeta-three", "green", "pi-one", "mu", "nu", "xi", "tau")]
 
@@ -111,6 +112,7 @@ def all_that_a_store_does(store: AliasStore, url: str) -> None:
 def guarded() -> Iterator[Watched]:
     with watched() as servers:
         load(servers.servers[0].cli)
+        servers.wait_for_replica()
         yield servers
 
 
@@ -175,6 +177,24 @@ def test_a_change_of_masters_is_noticed_though_both_servers_go_on(
         sentinels = store._servers._sentinels  # type: ignore[attr-defined]
         monkeypatch.setattr(sentinels, "master", lambda *_, **__: Endpoint("127.0.0.1", other.port))
         wait_until(lambda: bob(store) == b"other", "the Sentinels are asked again", 5)
+
+
+def test_who_hears_of_another_master_first_makes_all_leave_the_former_one(
+    guarded: Watched, open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Its connections work on, and it believes itself to be the master for ten seconds more.
+    monkeypatch.setattr(sentinel, "ASK_EVERY", 60.0)
+    store = open_store(guarded.url, 5.0)
+    with RedisServer() as other:
+        load(other.cli)
+        other.cli("HSET", "alias:example.com", "bob", "other")
+        assert bob(store) == b"0"
+        master = store._servers
+        assert isinstance(master, Master)
+        heir = Endpoint("127.0.0.1", other.port)
+        monkeypatch.setattr(master._sentinels, "master", lambda *_, **__: heir)
+        master.open((), Deadline(5.0)).close()
+        assert bob(store) == b"other"
 
 
 def test_a_replica_is_never_taken_for_the_master(

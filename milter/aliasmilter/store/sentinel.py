@@ -87,13 +87,24 @@ class _MasterPool(Pool):
     """Connections to whoever is the master when they are opened.
 
     Attributes:
-        last: who that was, as far as is known.
+        moved: what is called when that is another one than before.
     """
 
     def __init__(self, sentinels: Sentinels, door: Door) -> None:
         super().__init__(Endpoint(), Door(door.login, door.db, door.tls, (_ROLE, *door.greeting)))
         self._sentinels = sentinels
-        self.last: Endpoint | None = None
+        self._master: Endpoint | None = None
+        self._lock = threading.Lock()
+        self.moved: list[Callable[[], None]] = [self.drop]
+
+    def follow(self, master: Endpoint) -> None:
+        """Take note of who the master is, and leave the former one: its connections may work on."""
+        with self._lock:
+            if master == self._master:
+                return
+            self._master = master
+        for call in self.moved:
+            call()
 
     def open(self, greeting: tuple[Command, ...], deadline: Deadline) -> Link:
         """A Sentinel may not have noticed yet: only who says so itself is the master.
@@ -101,6 +112,7 @@ class _MasterPool(Pool):
         Nor is that enough: who hung while another one was elected still believes it is.
         """
         endpoint = self._sentinels.master(deadline)
+        self.follow(endpoint)
         asked = time.monotonic()
         link = dial(endpoint, self._door.with_greeting(greeting), deadline)
         try:
@@ -112,7 +124,6 @@ class _MasterPool(Pool):
         except Unavailable:
             link.close()
             raise
-        self.last = endpoint
         return link
 
 
@@ -128,7 +139,6 @@ class Master(Single):
         self._masters = _MasterPool(sentinels, door)
         super().__init__(self._masters)
         self._sentinels = sentinels
-        self._moved: list[Callable[[], None]] = [self._masters.drop]
         self._ended = threading.Event()
         self._watch = threading.Thread(target=self._run, name="sentinel-watch", daemon=True)
         self._starting = threading.Lock()
@@ -143,7 +153,7 @@ class Master(Single):
 
     def when_moved(self, call: Callable[[], None]) -> None:
         """See Single."""
-        self._moved.append(call)
+        self._masters.moved.append(call)
 
     def close(self) -> None:
         """See Servers."""
@@ -164,7 +174,4 @@ class Master(Single):
             except Unavailable as error:
                 log.get().debug("no Sentinel answers", problem=str(error))
                 continue
-            if master != self._masters.last:
-                self._masters.last = master
-                for call in self._moved:
-                    call()
+            self._masters.follow(master)
