@@ -7,7 +7,6 @@ after one answer, or after LIFETIME seconds, and there are never more than MAX_C
 
 import mmap
 import socket
-import socketserver
 import struct
 import threading
 import time
@@ -18,6 +17,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 
 from aliasmilter import log, metrics
+from aliasmilter.mta.threaded import ThreadedServer
 from aliasmilter.routing.lookup import Unavailable
 
 MAX_CONNECTIONS = 16
@@ -160,30 +160,18 @@ def _connect(name: str, timeout: float) -> socket.socket:
     return connection
 
 
-class Server(socketserver.ThreadingMixIn, socketserver.BaseServer):
-    """Serves the pages, a thread for each connection.
+class Server(ThreadedServer):
+    """Serves the pages.
 
     Args:
         listener: bound and listening.
         monitor: what is served.
     """
 
-    daemon_threads = True
-    block_on_close = False
-
     def __init__(self, listener: socket.socket, monitor: Monitor) -> None:
-        super().__init__(listener.getsockname(), _Handler)
-        self.socket = listener
+        super().__init__(listener, _Handler)
         self.pages = monitor.pages
         self._free = threading.BoundedSemaphore(MAX_CONNECTIONS)
-
-    def fileno(self) -> int:
-        """For the selector of serve_forever."""
-        return self.socket.fileno()
-
-    def get_request(self) -> tuple[socket.socket, object]:
-        """Accept a connection."""
-        return self.socket.accept()
 
     def process_request(self, request: object, client_address: object) -> None:
         """Start the thread for a connection; close it at once where there are too many."""
@@ -206,11 +194,6 @@ class Server(socketserver.ThreadingMixIn, socketserver.BaseServer):
         finally:
             cut.cancel()
             self._free.release()
-
-    def shutdown_request(self, request: object) -> None:
-        """Close a connection."""
-        if isinstance(request, socket.socket):
-            request.close()
 
     def handle_error(self, request: object, client_address: object) -> None:  # noqa: ARG002
         """A client that breaks off is its own business; nothing else ends here."""

@@ -21,6 +21,7 @@ from aliasmilter.mail.address import (
     parse_domain,
 )
 from aliasmilter.mail.replies import Reason
+from aliasmilter.mta.threaded import ThreadedServer
 from aliasmilter.routing.decision import Decision
 from aliasmilter.routing.lookup import Absent, Unavailable
 from aliasmilter.routing.ownership import owners
@@ -128,36 +129,23 @@ class Maps:
         return by_text
 
 
-class Server(socketserver.ThreadingMixIn, socketserver.BaseServer):
-    """Serves the maps on a listening socket, a thread for each connection.
+class Server(ThreadedServer):
+    """Serves the maps.
 
     Args:
         listener: bound and listening.
         maps: what is served.
     """
 
-    daemon_threads = True
-    block_on_close = False
-
     def __init__(self, listener: socket.socket, maps: Maps) -> None:
-        super().__init__(listener.getsockname(), _Handler)
-        self.socket = listener
+        super().__init__(listener, _Handler)
         self.maps = maps
 
-    def fileno(self) -> int:
-        """For the selector of serve_forever."""
-        return self.socket.fileno()
-
     def get_request(self) -> tuple[socket.socket, object]:
-        """Accept a connection; another process may have been faster (OSError)."""
-        connection, peer = self.socket.accept()
+        """See ThreadedServer."""
+        connection, peer = super().get_request()
         connection.settimeout(IDLE)
         return connection, peer
-
-    def shutdown_request(self, request: object) -> None:
-        """Close a connection."""
-        if isinstance(request, socket.socket):
-            request.close()
 
     def handle_error(self, request: object, client_address: object) -> None:  # noqa: ARG002
         """A connection that breaks is the MTA's business; a bug is ours."""
