@@ -31,6 +31,9 @@ def test_an_edit_by_redis_cli_holds_for_the_next_rcpt_on_the_same_connection(
     assert mta.rcpt("<new@example.com>").kind == "continue"
     redis.cli("HSET", "alias:example.com", "new", "reject gone again")
     assert mta.rcpt("<New@example.com>").text == "550 5.7.1 gone again"
+    # A removal is believed when another domain that was seen is there still.
+    redis.cli("HSET", "domain:other.example", "unknown", "reject")
+    assert mta.rcpt("<nobody@other.example>").text.startswith("550 5.1.1")
     redis.cli("DEL", "domain:example.com")
     assert mta.rcpt("<nobody@example.com>").kind == "continue"
     assert mta.message().of("addrcpt") == [("<carol@example.com>",)]
