@@ -11,49 +11,17 @@ from aliasmilter.admin import edit as admin_edit
 from aliasmilter.admin import history as admin_history
 from aliasmilter.admin import listing as admin_listing
 from aliasmilter.admin import suggest as admin_suggest
-from aliasmilter.admin.arguments import DomainType, config_option
+from aliasmilter.admin.arguments import (
+    DomainType,
+    Owner,
+    OwnerType,
+    SubjectType,
+    config_option,
+)
 from aliasmilter.admin.edit import Wish
 from aliasmilter.admin.formats import FORMATS, format_of
-from aliasmilter.admin.formats.ruleset import RuleSet, parse_owner
+from aliasmilter.admin.formats.ruleset import RuleSet
 from aliasmilter.admin.output import Form, progress_bar
-from aliasmilter.mail.address import AddressError, parse_domain
-from aliasmilter.store.audit import rule_address
-
-Owner = tuple[str, str]
-
-
-class OwnerType(click.ParamType[Owner]):
-    """The address of a rule; `*@example.com` is a catch-all."""
-
-    name = "address"
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> Owner:
-        """Parse it into domain and field; a usage error (exit status 2) when it is none."""
-        if isinstance(value, tuple):
-            return value
-        try:
-            return parse_owner(str(value))
-        except AddressError as error:
-            self.fail(f"{value}: {error}", param, ctx)
-
-
-class SubjectType(click.ParamType[str]):
-    """An address, as `OwnerType`, or a domain."""
-
-    name = "address or domain"
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> str:
-        """Bring it into its one form; a usage error (exit status 2) when it is neither."""
-        text = str(value)
-        try:
-            return rule_address(*parse_owner(text)) if "@" in text else parse_domain(text)
-        except AddressError as error:
-            self.fail(f"{value}: {error}", param, ctx)
-
 
 dry_run_option = click.option(
     "-n", "--dry-run", is_flag=True, help="Show what would change, and write nothing."
