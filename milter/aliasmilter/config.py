@@ -125,15 +125,22 @@ class _Section(BaseModel):
 
 
 class MilterSection(_Section):
-    """Where the MTA connects; `workers` 0 stands for one process per core.
+    """Where the MTA connects, and what serves it.
 
-    `drain` is how many seconds a worker that stops gives to what it has begun.
+    Attributes:
+        socket: as milters' sockets are written.
+        socket_mode: of a unix socket, in octal.
+        socket_group: of a unix socket; "": the daemon's own.
+        workers: processes; 0 stands for one for each core.
+        pin_workers: each stays on one core, when there are enough of them for all cores.
+        drain: seconds that a worker which stops gives to what it has begun.
     """
 
     socket: Annotated[str, AfterValidator(_endpoint)] = "unix:/run/alias-milter/milter.sock"
     socket_mode: Annotated[str, AfterValidator(_mode)] = "0660"
     socket_group: Annotated[str, AfterValidator(_group)] = ""
     workers: Annotated[int, Field(ge=0, le=256)] = 0
+    pin_workers: bool = True
     drain: Seconds = 20.0
 
 

@@ -84,6 +84,44 @@ def test_a_worker_that_is_killed_is_replaced_and_the_sessions_of_the_other_go_on
         assert added(mta) == ADDED
 
 
+def cores_of(worker: int) -> set[int]:
+    """The cores on which all threads of a worker run."""
+    threads = [int(task.name) for task in Path(f"/proc/{worker}/task").iterdir()]
+    return set().union(*map(os.sched_getaffinity, threads))
+
+
+needs_two_cores = pytest.mark.skipif(
+    len(os.sched_getaffinity(0)) < 2, reason="on one core all stay there"
+)
+
+
+@needs_two_cores
+def test_workers_for_all_cores_stay_on_one_each_and_who_replaces_one_stays_there(
+    start: Start,
+) -> None:
+    ours = os.sched_getaffinity(0)
+    daemon = start({"milter": {"workers": len(ours)}})
+    wait_until(lambda: all(len(cores_of(w)) == 1 for w in daemon.workers), "the workers stay")
+    assert set().union(*map(cores_of, daemon.workers)) == ours
+    first, *others = daemon.workers
+    left = cores_of(first)
+    os.kill(first, signal.SIGKILL)
+    wait_until(lambda: len(daemon.workers) == len(ours), "the worker is replaced")
+    (new,) = set(daemon.workers) - set(others)
+    wait_until(lambda: cores_of(new) == left, "it takes the place")
+
+
+@needs_two_cores
+@pytest.mark.parametrize("settings", [{"workers": 1}, {"pin_workers": False}], ids=str)
+def test_workers_run_on_all_cores_where_that_would_leave_one_idle_or_is_not_wanted(
+    start: Start, settings: dict[str, object]
+) -> None:
+    daemon = start({"milter": settings})
+    with Mta(daemon.socket) as mta:  # it has begun its work
+        assert added(mta) == ADDED
+    assert [cores_of(w) for w in daemon.workers] == [os.sched_getaffinity(0)] * len(daemon.workers)
+
+
 def test_when_all_workers_are_killed_at_once_the_next_session_only_waits(start: Start) -> None:
     daemon = start()
     for worker in daemon.workers:

@@ -57,10 +57,17 @@ class Role(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """A child process: its role, and when it was forked (monotonic seconds)."""
+    """A child process.
+
+    Attributes:
+        role: what it serves.
+        born: when it was forked, in monotonic seconds.
+        core: the one that it stays on; None: the system decides.
+    """
 
     role: Role
     born: float
+    core: int | None = None
 
 
 def run(path: Path) -> int:
@@ -144,7 +151,7 @@ class Supervisor:
         return 0
 
     def _missing(self) -> list[Role]:
-        milters = self.loaded.config.milter.workers or os.cpu_count() or 1
+        milters = self.loaded.config.milter.workers or len(_cores())
         wanted = {Role.MILTER: milters, Role.SOCKETMAP: 1, Role.METRICS: 1}
         running = Counter(worker.role for worker in self.workers.values())
         return [role for role in self.listeners for _ in range(wanted[role] - running[role])]
@@ -159,11 +166,27 @@ class Supervisor:
             # What is here now is here for good: the worker need not look at it again, nor copy
             # its pages by writing marks into them.
             gc.freeze()
+            worker = Worker(role, time.monotonic(), self._core_for(role))
             pid = os.fork()
             if pid == 0:
-                self._work(role, slot)
-            self.workers[pid] = Worker(role, time.monotonic())
+                self._work(worker, slot)
+            self.workers[pid] = worker
             self._slots[pid] = slot
+
+    def _core_for(self, role: Role) -> int | None:
+        """The core that a new worker stays on, if it is to stay on one: the one with the fewest.
+
+        Only one thread of a worker runs Python at a time. On several cores its threads wake each
+        other up for a lock that is taken again before they come; on one, each works until it
+        waits. With fewer workers than cores that would leave a core idle.
+        """
+        settings, cores = self.loaded.config.milter, _cores()
+        if role is not Role.MILTER or not settings.pin_workers:
+            return None
+        if 0 < settings.workers < len(cores):
+            return None
+        taken = Counter(worker.core for worker in self.workers.values())
+        return min(cores, key=lambda core: taken[core])
 
     def _report(self) -> None:
         """Say how we are: to the service manager, and to monitoring."""
@@ -177,12 +200,13 @@ class Supervisor:
         status = f"{len(self.workers)} of {len(self.workers) + missing} processes serve"
         self._status.tell(f"{status}; not reloaded: {self._problem}" if self._problem else status)
 
-    def _work(self, role: Role, slot: int) -> None:
+    def _work(self, worker: Worker, slot: int) -> None:
         """In the child: never returns."""
         try:
             os.close(self._lifeline[1])
             metrics.enter(slot)
-            _WORK[role](self.loaded, self.listeners[role], self._lifeline[0])
+            _stay_on(worker.core)
+            _WORK[worker.role](self.loaded, self.listeners[worker.role], self._lifeline[0])
         except BaseException:  # noqa: BLE001  # the child must not run on in the supervisor's code
             log.get().exception("worker failed", pid=os.getpid())
             os._exit(1)
@@ -244,6 +268,21 @@ class Supervisor:
                     os.kill(pid, signal.SIGKILL)
             signal.sigtimedwait({signal.SIGCHLD}, 0.5)
             left -= {pid for pid, _ in _ended()}
+
+
+def _cores() -> list[int]:
+    """The cores that we may use."""
+    return sorted(os.sched_getaffinity(0))
+
+
+def _stay_on(core: int | None) -> None:
+    """Have this process, and all threads that it starts, run on one core."""
+    if core is None:
+        return
+    try:
+        os.sched_setaffinity(0, {core})
+    except OSError as error:  # a sandbox forbids it, or the core was switched off
+        log.get().warning("worker runs on any core", pid=os.getpid(), problem=str(error))
 
 
 def _ended() -> Iterator[tuple[int, int]]:
