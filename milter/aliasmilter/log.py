@@ -29,7 +29,6 @@ def set_up(style: Literal["text", "json"], level: str) -> None:
     renderer = _json if style == "json" else _text
     structlog.configure(
         processors=[
-            _with_traceback,
             _bounded,
             *([structlog.processors.TimeStamper(fmt="iso", utc=True)] if style == "json" else []),
             renderer,
@@ -78,10 +77,14 @@ def _escape_character(character: str) -> str:
 
 
 def _bounded(
-    _logger: object, _method: str, event: MutableMapping[str, Any]
+    logger: object, method: str, event: MutableMapping[str, Any]
 ) -> MutableMapping[str, Any]:
     """Cut what is too long, so that no sender can fill the log; in either format."""
+    if "exc_info" in event:
+        event = structlog.processors.format_exc_info(logger, method, event)
     for key, value in event.items():
+        if type(value) is str and len(value) <= MAX_TEXT:
+            continue  # nearly all
         if key == "exception":
             event[key] = _cut_trace(str(value))
         elif isinstance(value, list | tuple):
@@ -114,16 +117,6 @@ def _cut_trace(trace: str) -> str:
         tail = MAX_TRACE - _TRACE_HEAD
         lines[_TRACE_HEAD:-tail] = [f"...[{len(lines)} lines]"]
     return "\n".join(lines)
-
-
-def _with_traceback(
-    logger: Any,  # noqa: ANN401
-    level: str,
-    event: structlog.typing.EventDict,
-) -> structlog.typing.EventDict:
-    if "exc_info" not in event:
-        return event
-    return structlog.processors.format_exc_info(logger, level, event)
 
 
 def _json(_logger: object, level: str, event: MutableMapping[str, Any]) -> str:

@@ -40,6 +40,24 @@ def test_fields_are_relaxed_as_dkimpy_has_it(name: bytes, value: bytes) -> None:
     assert made == canonical_name + b":" + text
 
 
+@given(st.lists(st.tuples(NAMES, VALUES), max_size=4), st.booleans())
+def test_several_fields_are_one_after_the_other_however_often_they_are_asked_for(
+    given_fields: list[tuple[bytes, bytes]], relaxed: bool
+) -> None:
+    fields = tuple(HeaderField(*field) for field in given_fields)
+    message = Message(fields)
+    expected = b"".join(canonical.header(field, relaxed=relaxed) for field in fields)
+    for each in (message, message, message.with_fields_on_top([HeaderField(b"X", b" 1")])):
+        assert canonical.headers(each, fields, relaxed=relaxed) == expected
+
+
+def test_a_field_in_the_place_of_another_is_not_taken_for_it() -> None:
+    message = Message((HeaderField(b"A", b" 0"),))
+    for number in range(1000):  # each in the memory that one before may have had
+        message = message.with_changed_fields({0: HeaderField(b"A", b" %d" % number)})
+        assert canonical.headers(message, message.headers, relaxed=True) == b"a:%d\r\n" % number
+
+
 @given(st.lists(st.sampled_from([b" ", b"\t", b" " * 7, b"a", b"\r\n"]), max_size=40).map(b"".join))
 def test_runs_of_white_space_of_any_length_are_one_space(body: bytes) -> None:
     expected = sha256(Relaxed.canonicalize_body(body + b"\r\n")).digest()

@@ -298,9 +298,9 @@ def _fold_names(names: Sequence[bytes]) -> bytes:
 def _sign(
     field: HeaderField, sealer: Sealer, message: Message, names: Sequence[bytes]
 ) -> HeaderField:
-    parts = [canonical.header(each, relaxed=True) for each in select(message, list(names))]
-    parts.append(canonical.header(field, relaxed=True).removesuffix(b"\r\n"))
-    return _with_b(field, sealer, b"".join(parts))
+    data = canonical.headers(message, select(message, names), relaxed=True)
+    own = canonical.header(field, relaxed=True).removesuffix(b"\r\n")
+    return _with_b(field, sealer, data + own)
 
 
 def _with_b(field: HeaderField, sealer: Sealer, data: bytes) -> HeaderField:

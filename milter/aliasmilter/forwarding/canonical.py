@@ -6,6 +6,7 @@ spaces: half a second of CPU, which any sender can cause) and holds several copi
 """
 
 import re
+from collections.abc import Iterable
 from hashlib import sha256
 
 from aliasmilter.mail.message import HeaderField, Message
@@ -20,8 +21,24 @@ _WHITE_RUN = re.compile(rb"[\t ]+")
 
 def header(field: HeaderField, *, relaxed: bool) -> bytes:
     """A header field with its CRLF in simple (3.4.1) or relaxed (3.4.2) form."""
+    return _relaxed(field) if relaxed else field.as_bytes()
+
+
+def headers(message: Message, fields: Iterable[HeaderField], *, relaxed: bool) -> bytes:
+    """Fields of a message one after the other; what was made relaxed is kept with the message."""
     if not relaxed:
-        return field.as_bytes()
+        return b"".join([field.as_bytes() for field in fields])
+    made = message.relaxed
+    parts = []
+    for field in fields:
+        known = made.get(id(field))
+        if known is None:
+            known = made[id(field)] = field, _relaxed(field)
+        parts.append(known[1])
+    return b"".join(parts)
+
+
+def _relaxed(field: HeaderField) -> bytes:
     value = field.value
     if _ODD.search(value):
         text = _WHITE_RUN.sub(b" ", _FOLD.sub(b"", value)).strip()

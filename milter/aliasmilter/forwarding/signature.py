@@ -8,6 +8,7 @@ compare our tag lists and verdicts with its.
 """
 
 import base64
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NoReturn
@@ -136,7 +137,7 @@ def signed_names(signature: Signature) -> list[bytes]:
     return [name.strip().lower() for name in signature.tag(b"h").split(b":")]
 
 
-def select(message: Message, names: list[bytes]) -> list[HeaderField]:
+def select(message: Message, names: Sequence[bytes]) -> list[HeaderField]:
     """The fields that h= means; each further mention is the next one up (RFC 6376, 5.4.2)."""
     taken: dict[bytes, int] = {}
     chosen: list[HeaderField] = []
@@ -162,11 +163,8 @@ def without_b(field: HeaderField) -> HeaderField:
 def message_input(message: Message, signature: Signature, *, relaxed: bool) -> bytes:
     """The bytes that a DKIM-Signature or an ARC-Message-Signature signs (RFC 6376, 3.7)."""
     fields = select(message, signed_names(signature))
-    parts = [canonical.header(field, relaxed=relaxed) for field in fields]
-    parts.append(
-        canonical.header(without_b(signature.field), relaxed=relaxed).removesuffix(b"\r\n")
-    )
-    return b"".join(parts)
+    own = canonical.header(without_b(signature.field), relaxed=relaxed)
+    return canonical.headers(message, fields, relaxed=relaxed) + own.removesuffix(b"\r\n")
 
 
 def verify_message(

@@ -9,9 +9,11 @@ either: it is filled up with chance to the next power of two. A Bcc stays what i
 
 import base64
 import binascii
+import functools
 import hmac
 import secrets
 from collections.abc import Iterable, Sequence
+from hashlib import blake2b
 
 HEADER = "X-Alias-Milter-Trace"
 MAX_FIELDS = 50  # of a message that are looked at: the newest, which stand on top
@@ -19,7 +21,10 @@ MAX_OCTETS = 32_768  # of a field; 1,000 recipients need 12,000
 
 _VERSION = b"v1"
 _OCTETS = 8
+_LETTERS = 11  # of a token in base64, without its padding
 _FEWEST = 4
+_BASE64 = functools.partial(binascii.b2a_base64, newline=False)
+_URL_SAFE = bytes.maketrans(b"+/", b"-_")  # RFC 4648 section 5
 
 
 class Tracer:
@@ -35,16 +40,17 @@ class Tracer:
 
     def stamp(self, aliases: Iterable[str]) -> str:
         """The value of the header for a message that passes these aliases (address keys)."""
-        salt = secrets.token_bytes(_OCTETS)
+        chance = secrets.token_bytes(_OCTETS * _FEWEST)
+        salt, chance = chance[:_OCTETS], chance[_OCTETS:]
         tokens = {_token(self._keys[0], salt, alias) for alias in aliases}
         size = max(_FEWEST, 1 << max(len(tokens) - 1, 0).bit_length())
         while len(tokens) < size:
-            chance = secrets.token_bytes(_OCTETS * (size - len(tokens)))
-            tokens.update(chance[i : i + _OCTETS] for i in range(0, len(chance), _OCTETS))
+            tokens.add(chance[:_OCTETS])
+            chance = chance[_OCTETS:] or secrets.token_bytes(_OCTETS * size)
         # Sorted: the order must not tell chance from hash.
-        words = [_VERSION.decode(), _encode(salt), *map(_encode, sorted(tokens))]
-        lines = [" ".join(words[i : i + 5]) for i in range(0, len(words), 5)]
-        return "\n\t".join(lines)
+        words = [_VERSION, *(_BASE64(token)[:_LETTERS] for token in (salt, *sorted(tokens)))]
+        lines = [b" ".join(words[i : i + 5]) for i in range(0, len(words), 5)]
+        return b"\n\t".join(lines).translate(_URL_SAFE).decode()
 
     def passed(self, values: Sequence[bytes], aliases: Sequence[str]) -> str | None:
         """The first of the aliases that a message with these header values has passed before."""
@@ -57,11 +63,8 @@ class Tracer:
 
 
 def _token(key: bytes, salt: bytes, alias: str) -> bytes:
-    return hmac.digest(key, salt + alias.encode(), "sha256")[:_OCTETS]
-
-
-def _encode(octets: bytes) -> str:
-    return base64.urlsafe_b64encode(octets).rstrip(b"=").decode()
+    # RFC 7693 section 2.9: with a key it is a MAC, in a third of the time that HMAC takes.
+    return blake2b(salt + alias.encode(), digest_size=_OCTETS, key=key).digest()
 
 
 def _read(value: bytes) -> tuple[bytes, frozenset[bytes]] | None:

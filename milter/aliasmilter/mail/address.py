@@ -27,6 +27,8 @@ from dataclasses import dataclass
 
 import idna
 
+from aliasmilter.mail.kept import kept
+
 MAX_LOCAL_OCTETS = 256
 MAX_DOMAIN_OCTETS = 255  # RFC 5321 section 4.5.3.1.2
 MAX_PATH_OCTETS = 1024  # with a source route; refused before anything is parsed
@@ -67,7 +69,7 @@ class Address:
     local: str
     domain: str
 
-    @functools.cached_property
+    @kept
     def key(self) -> str:
         """Two addresses with one key are one person: case and Unicode form do not count.
 

@@ -9,7 +9,9 @@ Rule 3: nothing here refuses a message; whatever a sender can write can be held.
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
+
+from aliasmilter.mail.kept import kept
 
 QUARANTINE_HEADER = "X-Alias-Milter-Quarantine"
 """What a quarantined copy says about itself: recipient, rule, reason."""
@@ -62,13 +64,13 @@ class Message:
         header, body = _split(data)
         return cls(tuple(header), _LINE_END.sub(b"\r\n", body))
 
-    @cached_property
+    @kept
     def by_name(self) -> Mapping[bytes, tuple[HeaderField, ...]]:
         """The fields of each name (lower case), from the top down."""
         found: dict[bytes, tuple[HeaderField, ...]] = {}
         repeated: dict[bytes, list[HeaderField]] = {}
         for field in self.headers:
-            key = field.key
+            key = field.name.rstrip().lower()
             if key not in found:
                 found[key] = (field,)
             else:  # a list: ten thousand fields of one name must not take quadratic time
@@ -76,9 +78,14 @@ class Message:
         found.update((name, tuple(fields)) for name, fields in repeated.items())
         return found
 
-    @cached_property
+    @kept
     def digests(self) -> dict[str, bytes]:
         """Body hashes made so far, by canonicalization: a large body is hashed only once."""
+        return {}
+
+    @kept
+    def relaxed(self) -> dict[int, tuple[HeaderField, bytes]]:
+        """Canonical forms made so far, with their fields, by the identity of these."""
         return {}
 
     def fields(self, name: str) -> tuple[HeaderField, ...]:
@@ -91,15 +98,19 @@ class Message:
 
     def with_fields_on_top(self, fields: Iterable[HeaderField]) -> "Message":
         """The message with more fields above the others; the first given stands topmost."""
-        made = Message((*fields, *self.headers), self.body)
-        made.digests.update(self.digests)
-        return made
+        return self._with((*fields, *self.headers))
 
     def with_changed_fields(self, changed: Mapping[int, HeaderField]) -> "Message":
         """The message with other fields at these positions (0 is the topmost)."""
+        if not changed:
+            return self
         fields = (changed.get(position, field) for position, field in enumerate(self.headers))
-        made = Message(tuple(fields), self.body)
-        made.digests.update(self.digests)
+        return self._with(tuple(fields))
+
+    def _with(self, headers: tuple[HeaderField, ...]) -> "Message":
+        """The message with other fields; what was made of its body, and of them, holds on."""
+        made = Message(headers, self.body)
+        made.__dict__.update(digests=self.digests, relaxed=self.relaxed)
         return made
 
     def as_bytes(self) -> bytes:

@@ -2,8 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 
@@ -20,27 +19,21 @@ class Activity:
     sessions: int = 0
     transactions: int = 0
     callbacks: int = 0
-    _changed: threading.Condition = field(default_factory=threading.Condition)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _waiting: threading.Condition | None = None
 
     def count(self, *, sessions: int = 0, transactions: int = 0, callbacks: int = 0) -> None:
         """Add to the counts (-1: one less)."""
-        with self._changed:
+        with self._lock:
             self.sessions += sessions
             self.transactions += transactions
             self.callbacks += callbacks
-            self._changed.notify_all()
-
-    @contextmanager
-    def callback(self) -> Iterator[None]:
-        """One callback, from its beginning to its end."""
-        self.count(callbacks=1)
-        try:
-            yield
-        finally:
-            self.count(callbacks=-1)
+            if self._waiting:
+                self._waiting.notify_all()
 
     def wait_until(self, condition: Callable[["Activity"], bool], timeout: float) -> bool:
         """Wait until it holds; False when it still does not after `timeout` seconds."""
         deadline = time.monotonic() + timeout
-        with self._changed:
-            return self._changed.wait_for(lambda: condition(self), deadline - time.monotonic())
+        with self._lock:
+            self._waiting = self._waiting or threading.Condition(self._lock)
+            return self._waiting.wait_for(lambda: condition(self), deadline - time.monotonic())

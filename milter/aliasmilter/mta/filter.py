@@ -290,8 +290,11 @@ def _counted(callback: Callable[..., int]) -> Callable[..., int]:
 
     @functools.wraps(callback)
     def counted(filter_: Filter, *arguments: Any) -> int:  # noqa: ANN401
-        with filter_.activity.callback():
+        filter_.activity.count(callbacks=1)
+        try:
             return callback(filter_, *arguments)
+        finally:
+            filter_.activity.count(callbacks=-1)
 
     return counted
 

@@ -11,7 +11,6 @@ from dataclasses import replace
 from aliasmilter import log
 from aliasmilter.forwarding.arc import POSTFIX, Transport
 from aliasmilter.mail.address import Address, AddressError, parse_path
-from aliasmilter.mail.message import HeaderField
 from aliasmilter.mail.replies import REPLIES, Reason, Reply
 from aliasmilter.mta import measures
 from aliasmilter.mta.completion import Completion
@@ -108,7 +107,7 @@ class Session:
 
     def header(self, name: str, value: bytes) -> None:
         """One header field of the message; the value byte for byte, leading space included."""
-        self._mail.keep_header(HeaderField(name.encode(), value), self._service.limits)
+        self._mail.keep_header(name.encode(), value, self._service.limits)
 
     @property
     def wants_body(self) -> bool:

@@ -126,14 +126,14 @@ class Transaction:
         """Whether the message may name UTF-8 addresses (RFC 6531 section 3.4)."""
         return "SMTPUTF8" in self.parameters
 
-    def keep_header(self, header: HeaderField, limits: LimitsSection) -> None:
+    def keep_header(self, name: bytes, value: bytes, limits: LimitsSection) -> None:
         """Keep a header field, unless there are too many: then none is kept any more."""
-        self.header_octets += len(header.name) + len(header.value)
+        self.header_octets += len(name) + len(value)
         if len(self.headers) >= limits.headers or self.header_octets > limits.header_octets:
             self.oversized = True
             self.headers.clear()
         if not self.oversized:
-            self.headers.append(header)
+            self.headers.append(HeaderField(name, value))
 
     @property
     def message(self) -> Message:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 
-from aliasmilter.mail.address import Address, split_subaddress
+from aliasmilter.mail.address import Address, local_key, split_subaddress
 from aliasmilter.mail.replies import Reason
 from aliasmilter.routing.decision import Final, Policy, Quarantined, Vendor
 from aliasmilter.routing.lookup import (
@@ -16,7 +16,6 @@ from aliasmilter.routing.lookup import (
     Answer,
     Found,
     Unreadable,
-    fields_for,
     patterns_for,
 )
 from aliasmilter.routing.rules import (
@@ -161,16 +160,20 @@ class Expansion:
 
     def _match(self, found: Found, delimiter: str) -> tuple[str | None, str]:
         """Exact local part, then without the subaddress, then patterns, then the catch-all."""
-        exact, *_ = fields_for(self.hop.carried.local)
-        if exact in found.rules and exact != CATCH_ALL:
+        rules, local = found.rules, self.hop.carried.local
+        exact = local_key(local)
+        if exact in rules and exact != CATCH_ALL:
             return exact, ""
-        parts = split_subaddress(self.hop.carried.local, delimiter)
+        parts = split_subaddress(local, delimiter)
         if parts:
-            base, *_ = fields_for(parts[0])
-            if base in found.rules and base != CATCH_ALL:
+            base = local_key(parts[0])
+            if base in rules and base != CATCH_ALL:
                 return base, delimiter + parts[1]
-        patterns = (p for p in patterns_for(self.hop.carried.local) if p in found.rules)
-        return next(patterns, CATCH_ALL if CATCH_ALL in found.rules else None), ""
+        if found.has_patterns:
+            for pattern in patterns_for(local):
+                if pattern in rules:
+                    return pattern, ""
+        return (CATCH_ALL if CATCH_ALL in rules else None), ""
 
     def _unknown(self, settings: Settings) -> Outcome:
         hop = self.hop

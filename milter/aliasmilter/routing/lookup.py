@@ -21,15 +21,17 @@ class Found:
 
     Attributes:
         settings: the hash `domain:<domain>`, as stored.
-        rules: of `alias:<domain>`, those of the fields asked for that exist.
+        rules: of `alias:<domain>`, at least those of the fields asked for that exist.
         has_blocks: there is a set `block:<domain>`.
         blocked: and the sender is in it.
+        has_patterns: False when there is known to be no pattern among the rules.
     """
 
     settings: Mapping[bytes, bytes]
     rules: Mapping[str, bytes]
     has_blocks: bool = False
     blocked: bool = False
+    has_patterns: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,6 +58,9 @@ class Handling:
     strict: str = ""
 
 
+_ORDINARY = Handling()
+
+
 @dataclass(frozen=True, slots=True)
 class Delivery:
     """Somebody who gets the mail, and the RCPT that brought it to them."""
@@ -158,19 +161,19 @@ def recipient_edits(envelope: Envelope, recipients: Sequence[Recipient]) -> Reci
 
 
 def _handling(decision: Decision, finals: Sequence[Final]) -> Handling:
-    common = Handling(
-        held=any(final.held for final in finals),
-        quarantined=bool(decision.quarantined),
-        strict=next((vendor.address.key for vendor in decision.vendors if vendor.strict), ""),
-    )
+    held = leaves = False
+    for final in finals:
+        held, leaves = held or final.held, leaves or final.leaves
+    quarantined = bool(decision.quarantined)
+    if not (held or leaves or quarantined or decision.vendors):
+        return _ORDINARY
+    strict = next((vendor.address.key for vendor in decision.vendors if vendor.strict), "")
     settings = decision.settings
-    if not any(final.leaves for final in finals):
-        return common
-    if settings is None:
-        return replace(common, leaves=True)
+    if not leaves or settings is None:
+        return Handling(leaves, held, quarantined=quarantined, strict=strict)
     seal = (settings.arc_domain, settings.arc_selector)
-    return replace(
-        common, leaves=True, srs_domain=settings.srs_domain, seal=seal if any(seal) else None
+    return Handling(
+        leaves, held, settings.srs_domain, seal if any(seal) else None, quarantined, strict
     )
 
 

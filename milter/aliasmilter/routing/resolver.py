@@ -87,22 +87,23 @@ class _Search:
 
     def expand_level(self, frontier: Sequence[Hop], answers: Sequence[Answer]) -> list[Hop]:
         """Expand the hops; returns those of the next level, each once; stops at too much."""
-        known = {*self.outcomes, *(hop.key for hop in frontier)}
+        keys = [hop.key for hop in frontier]
+        level = frozenset(keys)
         following: dict[tuple[str, str, bool], Hop] = {}
-        for hop, answer in zip(frontier, answers, strict=True):
+        for key, hop, answer in zip(keys, frontier, answers, strict=True):
             # A thousand rules of 64 KB each would be millions of targets.
             if len(following) > MAX_ADDRESSES or self.read > MAX_TEXT:
                 break
             outcome = Expansion(hop, self.policy, self.today, self.sender).expand(answer)
-            key = hop.key
             self.outcomes[key] = outcome
             self.hops[key] = hop
             self.read += len(outcome.rule_text)
             for target in outcome.hops:
-                if target.key in known:
+                met = target.key
+                if met in level or met in self.outcomes:
                     self.met_again = True
                 else:
-                    following[target.key] = target
+                    following[met] = target
         return list(following.values())
 
     def cycle(self) -> list[str]:

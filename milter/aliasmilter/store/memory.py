@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from aliasmilter.mail.address import Address, local_key
 from aliasmilter.routing.lookup import Absent, Answer, Found
+from aliasmilter.store.whole import Whole
 
 MAX_OCTETS = 16 * 2**20  # both halves, in each process
 MAX_ANSWER = 8192  # octets; a longer one is not kept
@@ -21,8 +22,9 @@ _OF_ANSWER = 700  # the same for an answer
 
 @dataclass(slots=True)
 class _Half:
-    """Domain -> local part (as rules spell it) -> answer; unmanaged domains by themselves."""
+    """Domain -> local part (as rules spell it) -> answer; whole and unmanaged domains apart."""
 
+    wholes: dict[str, Found] = field(default_factory=dict)
     answers: dict[str, dict[str, Answer]] = field(default_factory=dict)
     unmanaged: set[str] = field(default_factory=set)
     octets: int = 0
@@ -38,10 +40,13 @@ class Memory:
 
     def get(self, address: Address) -> Answer | None:
         """The answer for an address, if it is kept."""
+        domain = address.domain
         for half in (self._young, self._old):
-            if address.domain in half.unmanaged:
+            if whole := half.wholes.get(domain):
+                return whole
+            if domain in half.unmanaged:
                 return _ABSENT
-            answers = half.answers.get(address.domain)
+            answers = half.answers.get(domain)
             if answers and (answer := answers.get(local_key(address.local))):
                 return answer
         return None
@@ -66,6 +71,12 @@ class Memory:
             answers[local_key(address.local)] = answer
             self._young.octets += _OF_ANSWER + size
 
+    def put_whole(self, domain: str, whole: Whole, now: float) -> None:
+        """Keep all the rules of a domain, which answer for each of its addresses."""
+        self.age(now)
+        self._young.wholes[domain] = whole.found
+        self._young.octets += whole.octets
+
     def age(self, now: float) -> None:
         """Let go of what is too old, or too much."""
         if self._young.octets > MAX_OCTETS // 2 or now - self._young.born > MAX_AGE:
@@ -74,6 +85,7 @@ class Memory:
     def forget(self, domain: str) -> None:
         """Let go of all that is known of a domain."""
         for half in (self._young, self._old):
+            half.wholes.pop(domain, None)
             half.answers.pop(domain, None)
             half.unmanaged.discard(domain)
 

@@ -84,8 +84,8 @@ class Questions:
         commands: list[Command] = [("PTTL", domain_key(d)) for d in self._domains]
         commands += [("PTTL", alias_key(d)) for d in self._domains]
         if self._lifetimes is Lifetimes.OF_FIELDS:
-            commands += [_of_fields(domain_key(d), SETTING_NAMES) for d in self._domains]
-            commands += [_of_fields(alias_key(d), fields) for d, fields in self._asked]
+            commands += [_about_fields(domain_key(d), SETTING_NAMES) for d in self._domains]
+            commands += [_about_fields(alias_key(d), fields) for d, fields in self._asked]
         return commands
 
     def _mortal(self, lifetimes: Sequence[Reply]) -> set[str]:
@@ -93,14 +93,24 @@ class Questions:
         domains = [*self._domains, *self._domains]
         if self._lifetimes is Lifetimes.OF_FIELDS:
             domains += [*self._domains, *(domain for domain, _ in self._asked)]
-        return {d for d, reply in zip(domains, lifetimes, strict=True) if not _lasts(reply)}
+        return {d for d, reply in zip(domains, lifetimes, strict=True) if not lasts(reply)}
 
 
-def _of_fields(key: str, fields: tuple[str, ...]) -> Command:
+def about_lifetimes(
+    key: str, fields: Sequence[str | bytes], lifetimes: Lifetimes
+) -> list[Command]:
+    """The questions how long a hash and these fields of it will last."""
+    commands: list[Command] = [("PTTL", key)]
+    if lifetimes is Lifetimes.OF_FIELDS and fields:
+        commands.append(_about_fields(key, fields))
+    return commands
+
+
+def _about_fields(key: str, fields: Sequence[str | bytes]) -> Command:
     return ("HPTTL", key, "FIELDS", len(fields), *fields)
 
 
-def _lasts(reply: Reply) -> bool:
+def lasts(reply: Reply) -> bool:
     """Whether PTTL or HPTTL say -1, no end, or -2, nothing there; HPTTL also nil or nothing."""
     replies = reply if isinstance(reply, list) else [reply]
     return all(one is None or one in (-1, -2) for one in replies)

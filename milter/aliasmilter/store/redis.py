@@ -1,8 +1,7 @@
 """The alias store in Redis, as the daemon uses it: lookups with a deadline."""
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 
 from aliasmilter import metrics
@@ -58,11 +57,11 @@ class AliasStore:
         Args:
             sender: whom domains may block.
         """
-        return partial(self._lookup, Deadline(self._timeout), sender_keys(sender))
+        return partial(self._lookup, Deadline(self._timeout), sender)
 
     def lookups_now(self, sender: Address | None = None) -> Lookup:
         """As `lookups`, without what is known from before: a domain may be managed by now."""
-        return partial(self._lookup_now, Deadline(self._timeout), sender_keys(sender))
+        return partial(self._lookup_now, Deadline(self._timeout), sender)
 
     def lookup(self, addresses: Sequence[Address]) -> Sequence[Answer]:
         """Answer for each address, in one round trip: `lookups` for one question.
@@ -78,9 +77,12 @@ class AliasStore:
         Raises:
             Unavailable: no answer in time, or one is an error.
         """
-        with _counted():
+        try:
             replies = self._servers.ask(commands, Deadline(self._timeout))
             return [check(reply) for reply in replies]
+        except Unavailable as error:
+            _count(error)
+            raise
 
     def known(self, digests: Sequence[str]) -> set[str]:
         """Which of these submissions were remembered.
@@ -154,10 +156,10 @@ class AliasStore:
         self._servers.close()
 
     def _lookup(
-        self, deadline: Deadline, senders: Sequence[str], addresses: Sequence[Address]
+        self, deadline: Deadline, sender: Address | None, addresses: Sequence[Address]
     ) -> list[Answer]:
         try:
-            return self._lookup_now(deadline, senders, addresses)
+            return self._lookup_now(deadline, sender, addresses)
         except Unavailable:
             asked = [a for a in addresses if _can_be_managed(a.domain)]
             if all(address.domain in self._unmanaged for address in asked):
@@ -165,18 +167,21 @@ class AliasStore:
             raise
 
     def _lookup_now(
-        self, deadline: Deadline, senders: Sequence[str], addresses: Sequence[Address]
+        self, deadline: Deadline, sender: Address | None, addresses: Sequence[Address]
     ) -> list[Answer]:
         asked = [a for a in addresses if _can_be_managed(a.domain)]
         if not asked:
             return [Absent()] * len(addresses)
-        with _counted():
+        try:
             if self._tracked:
                 found = self._recall(*self._tracked, asked, deadline)
             else:
                 found = self._ask(asked, deadline)
-            if senders and any(isinstance(one, Found) and one.has_blocks for one in found):
-                found = self._with_blocks(asked, found, senders, deadline)
+            if sender and any(isinstance(one, Found) and one.has_blocks for one in found):
+                found = self._with_blocks(asked, found, sender_keys(sender), deadline)
+        except Unavailable as error:
+            _count(error)
+            raise
         if len(asked) == len(addresses):
             return found
         answers = dict(zip(asked, found, strict=True))
@@ -211,10 +216,12 @@ class AliasStore:
     ) -> list[Answer]:
         """Out of memory what is there, and the rest from the server."""
         kept, ticket = tracking.recall(addresses)
+        found = [answer for answer in kept if answer is not None]
+        if len(found) == len(addresses):
+            metrics.store_cache_hits.inc()
+            return found
+        metrics.store_cache_misses.inc()
         missing = [a for a, answer in zip(addresses, kept, strict=True) if answer is None]
-        (metrics.store_cache_misses if missing else metrics.store_cache_hits).inc()
-        if not missing:
-            return [answer for answer in kept if answer is not None]
         questions = Questions(missing, ticket[1] if ticket else Lifetimes.NOTHING)
         replies, origin = server.exchange(questions.commands, deadline)
         asked = questions.answers(replies)
@@ -271,17 +278,9 @@ class AliasStore:
             self._unmanaged.popitem(last=False)
 
 
-@contextmanager
-def _counted() -> Iterator[None]:
-    """Count what the store fails to answer."""
-    try:
-        yield
-    except LateError:
-        metrics.store_errors.inc("timeout")
-        raise
-    except Unavailable:
-        metrics.store_errors.inc("error")
-        raise
+def _count(error: Unavailable) -> None:
+    """Count what the store failed to answer."""
+    metrics.store_errors.inc("timeout" if isinstance(error, LateError) else "error")
 
 
 def _can_be_managed(domain: str) -> bool:

@@ -14,7 +14,8 @@ and FLUSHDB it may learn a moment later, within LEASE: there the answer comes fi
             announced. Without such a proof (idle, a slow network, a server that hangs) nothing
             kept is used.
     Rule 2  What was fetched is kept only if no announcement whatever came between the moment
-            before it was asked for and the moment it is kept: it may have been about it.
+            before it was asked for and the moment it is kept: it may have been about it. What
+            is fetched in many steps (`whole`), if none came about it.
     Rule 3  It is kept only if the server process that answered is the one that announces: behind
             one name there may be two (a proxy, a fail-over, a restart).
     Rule 4  What will expire is not kept (PTTL, HPTTL): it stops to be true before Redis says so.
@@ -26,21 +27,24 @@ and FLUSHDB it may learn a moment later, within LEASE: there the answer comes fi
 It pays only for a busy process: below BUSY the store is asked each time, and nobody pings.
 """
 
+import math
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
 import hiredis
 
 from aliasmilter import log
 from aliasmilter.mail.address import Address
 from aliasmilter.routing.lookup import Answer, Found, Unavailable
-from aliasmilter.store.deadline import Deadline, RefusedError
+from aliasmilter.store.deadline import BrokenLinkError, Deadline, RefusedError
 from aliasmilter.store.link import INFO, Command, Link, Reply, check, expect_ok, pack
 from aliasmilter.store.memory import Memory
 from aliasmilter.store.questions import Asked, Lifetimes
 from aliasmilter.store.schema import ALIAS_PREFIX, BLOCK_PREFIX, DOMAIN_PREFIX, domain_key
 from aliasmilter.store.servers import Single
+from aliasmilter.store.whole import Demand, Whole, read_whole
 
 BUSY = 300.0  # lookups a second
 LEASE = 0.045  # seconds: an edit holds within 50 ms, whatever happens to the network
@@ -89,6 +93,9 @@ class Tracking:
         self._announced = 0
         self._guard: str | None = None  # rule 5: the key under WATCH
         self._guarded = False  # and Redis has said that it exists
+        self._demand = Demand()
+        self._reading: str | None = None  # the domain of which all rules are being read
+        self._spoiled = False  # it was edited meanwhile, or that cannot be known
         self._pong: list[Reply] = []
         self._pinged = _NEVER  # when the last ping was sent
         self._waiting = False  # for its answer
@@ -106,7 +113,8 @@ class Tracking:
         if not self._rate.is_busy(now):
             return [None] * len(addresses), None
         with self._lock:
-            self._start()
+            if self._thread is None:
+                self._start()
             self._read()
             self._ping(now)
             ticket = (self._announced, self._lifetimes) if self._link else None
@@ -135,6 +143,8 @@ class Tracking:
                 return
             for address, answer in lasting:
                 self._memory.put(address, answer, now)
+                if isinstance(answer, Found) and self._demand.note(address.domain):
+                    self._begin_reading(address.domain)
 
     def lose(self) -> None:
         """Begin again with a new connection: another server may have taken over."""
@@ -169,11 +179,17 @@ class Tracking:
         self._announced += 1
         if push[1] is None:  # FLUSHALL, FLUSHDB
             self._memory.clear()
+            self._spoiled = True
             return
         for key in push[1]:
             for prefix in _PREFIXES:
                 if key.startswith(prefix):
-                    self._memory.forget(key[len(prefix) :].decode("utf-8", "replace"))
+                    self._forget(key[len(prefix) :].decode("utf-8", "replace"))
+
+    def _forget(self, domain: str) -> None:
+        self._memory.forget(domain)
+        self._demand.edited(domain)
+        self._spoiled = self._spoiled or domain == self._reading
 
     def _take_reply(self, reply: Reply) -> None:
         self._pong.append(reply)
@@ -201,6 +217,8 @@ class Tracking:
         """The key that was watched is gone or was edited, or everything was exchanged."""
         self._memory.clear()
         self._announced += 1
+        self._spoiled = True
+        self._demand = Demand()
         self._guard, self._guarded = None, False
         self._before = self._proved = _NEVER
 
@@ -233,9 +251,39 @@ class Tracking:
         self._unguard()
 
     def _start(self) -> None:
-        if self._thread is None and not self._ended.is_set():
+        if not self._ended.is_set():
             self._thread = threading.Thread(target=self._run, name="tracking", daemon=True)
             self._thread.start()
+
+    # Whole domains: nobody waits for them. One is read at a time.
+
+    def _begin_reading(self, domain: str) -> None:
+        if self._reading is not None or self._link is None:
+            return
+        work = (domain, self._link.origin, self._lifetimes, self._demand.affords(domain))
+        threading.Thread(target=self._read_whole, args=work, name="reading", daemon=True).start()
+        self._reading, self._spoiled = domain, False
+
+    def _read_whole(self, domain: str, origin: str, lifetimes: Lifetimes, most: int) -> None:
+        def ask(commands: Sequence[Command]) -> list[Reply]:
+            replies, of = self._server.exchange(commands, Deadline(self._timeout))
+            if of != origin:  # rule 3
+                raise BrokenLinkError("another server answers")
+            return replies
+
+        whole: Whole | float = math.inf
+        with suppress(Unavailable):  # lookups say why
+            whole = read_whole(domain, ask, lifetimes, most)
+        with self._lock:
+            self._read()
+            self._reading = None
+            if self._spoiled or self._link is None:
+                return
+            if isinstance(whole, Whole):
+                self._demand.found(domain, len(whole.found.rules))
+                self._memory.put_whole(domain, whole, time.monotonic())
+            else:
+                self._demand.found(domain, whole)
 
     # The thread: connects, and reads while nobody else does, or Redis would have to keep all
     # that it announces.

@@ -1,0 +1,140 @@
+"""A domain with all its rules: read piece by piece, when it is worth while.
+
+A guessing client asks for another address each time, of which nothing can be kept. But when all
+rules of a domain are in memory, an address that is not among them is known to be unknown.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from aliasmilter.routing.lookup import Found, is_pattern
+from aliasmilter.routing.rules import SETTING_NAMES
+from aliasmilter.store.deadline import GarbledError
+from aliasmilter.store.link import Command, Reply, check
+from aliasmilter.store.questions import Lifetimes, about_lifetimes, lasts, pairs
+from aliasmilter.store.schema import alias_key, block_key, domain_key
+from aliasmilter.store.snapshot import page
+
+MAX_RULES = 10_000
+MAX_OCTETS = 4 * 2**20  # that a domain may take in the process
+FIRST = 50  # lookups in a domain before it is read for the first time
+RULES_A_LOOKUP = 64  # to read a rule with all others takes a 64th of a lookup
+_PAGE = 1000  # rules: a page keeps the server for less than a millisecond
+_MAX_DOMAINS = 10_000
+_OF_DOMAIN = 1000  # octets that a domain takes beside its rules; measured
+_OF_RULE = 150  # octets that a rule takes beside its name and text; measured
+
+Ask = Callable[[Sequence[Command]], Sequence[Reply]]
+"""Sends commands to the one server that announces; raises Unavailable."""
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """All rules of a domain.
+
+    Attributes:
+        found: the answer for each of its addresses.
+        octets: what that takes in memory.
+    """
+
+    found: Found
+    octets: int
+
+
+class Demand:
+    """Counts the lookups of each domain, so that reading costs less than it saves.
+
+    Whoever calls sees to it that one thread does so at a time.
+    """
+
+    def __init__(self) -> None:
+        self._asked: dict[str, int] = {}
+        self._price: dict[str, float] = {}
+
+    def note(self, domain: str) -> bool:
+        """Count one; whether all rules of the domain are to be read now.
+
+        Args:
+            domain: that is managed.
+        """
+        asked = self._asked[domain] = self._asked.get(domain, 0) + 1
+        if len(self._asked) > _MAX_DOMAINS:
+            self._asked.clear()
+            self._price.clear()
+        return asked >= self._price.get(domain, FIRST)
+
+    def edited(self, domain: str) -> None:
+        """Begin anew: what was read is not true any more, and to read it costs as much again."""
+        self._asked.pop(domain, None)
+        self._price.pop(domain, None)
+
+    def affords(self, domain: str) -> int:
+        """How many rules may be read for the lookups that there were."""
+        return min(self._asked.get(domain, 0) * RULES_A_LOOKUP, MAX_RULES)
+
+    def found(self, domain: str, rules: float) -> None:
+        """So many rules there are; infinitely many when they cannot be kept before an edit."""
+        self._price[domain] = max(FIRST, rules / RULES_A_LOOKUP)
+
+
+def read_whole(domain: str, ask: Ask, lifetimes: Lifetimes, most: int) -> Whole | float:
+    """Read all rules of a domain.
+
+    Args:
+        domain: that is managed.
+        ask: who is asked.
+        lifetimes: what the server can say of how long rules last.
+        most: rules that are read at most.
+
+    Returns:
+        Them; or how many there are, when there are more; or infinity when they cannot be kept:
+        they are too many altogether, or something will expire.
+
+    Raises:
+        Unavailable: no answer.
+    """
+    rules_key, settings_key = alias_key(domain), domain_key(domain)
+    count, settings, blocks, *ends = ask(
+        [
+            ("HLEN", rules_key),
+            ("HGETALL", settings_key),
+            ("EXISTS", block_key(domain)),
+            *about_lifetimes(settings_key, SETTING_NAMES, lifetimes),
+        ]
+    )
+    size = check(count)
+    if not isinstance(size, int) or check(blocks) not in (0, 1):
+        raise GarbledError("Redis: an answer to another question")
+    found = pairs(settings)
+    if size > MAX_RULES or not found or not all(map(lasts, ends)):
+        return math.inf
+    if size > most:
+        return size
+    rules = _read_rules(rules_key, ask, lifetimes)
+    if rules is None:
+        return math.inf
+    octets = _OF_DOMAIN + sum(_OF_RULE + len(name) + len(text) for name, text in rules.items())
+    has_patterns = any(map(is_pattern, rules))
+    return Whole(Found(found, rules, has_blocks=blocks == 1, has_patterns=has_patterns), octets)
+
+
+def _read_rules(key: str, ask: Ask, lifetimes: Lifetimes) -> dict[str, bytes] | None:
+    """The fields of the hash; None when one of them will expire, or there are too many octets."""
+    rules: dict[str, bytes] = {}
+    cursor, octets = b"0", 0
+    while True:
+        (reply,) = ask([("HSCAN", key, cursor, "COUNT", _PAGE)])
+        cursor, words = page(reply)
+        fields = pairs(words)
+        octets += sum(map(len, words)) + _OF_RULE * len(fields)
+        ends = ask(about_lifetimes(key, [*fields], lifetimes))
+        if octets > MAX_OCTETS or not all(map(lasts, ends)):
+            return None
+        for name, text in fields.items():
+            try:
+                rules[name.decode()] = text
+            except UnicodeDecodeError:
+                continue  # no address is spelt like that
+        if cursor == b"0":
+            return rules
