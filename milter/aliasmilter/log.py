@@ -9,6 +9,7 @@ cannot be written is lost, and counted; nobody's mail depends on the log (`logst
 
 import json
 import logging
+import re
 from collections.abc import Callable, MutableMapping, Sequence
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ MAX_TEXT = 400  # characters of one field; an address has 320 at most
 MAX_LIST = 16_000  # characters of all the items of a list together
 MAX_TRACE = 100  # lines of a traceback; what matters most stands at its end
 _TRACE_HEAD = 20
+_PLAIN = re.compile(r"[!#-<>-\[\]-~]+")  # printable ASCII without `"`, `=` and `\`
 
 
 def set_up(style: Literal["text", "json"], level: str) -> None:
@@ -136,6 +138,9 @@ def _text(_logger: object, level: str, event: MutableMapping[str, Any]) -> str:
 
 def _field(value: object) -> str:
     if isinstance(value, list | tuple):
-        value = ", ".join([str(item) for item in value])
-    text = escape(str(value))
+        value = ", ".join(map(str, value))
+    text = str(value)
+    if _PLAIN.fullmatch(text):
+        return text
+    text = escape(text)
     return text if text and " " not in text and "=" not in text else f'"{text}"'

@@ -46,6 +46,9 @@ _MACROS = {
     Milter.M_EOM: "i",
 }
 
+# Answers to what comes with each header field.
+_CONTINUE, _NOREPLY = int(Milter.CONTINUE), int(Milter.NOREPLY)
+
 
 class Filter:
     """The callbacks of one session.
@@ -63,6 +66,7 @@ class Filter:
         self._logger: structlog.typing.FilteringBoundLogger = service.logger
         self._session = Session(service)
         self._protocol = 0
+        self._keeps_spaces = False  # a header value comes with the space before it
         self._turned_away: Reason | None = None
 
     def negotiate(self, options: list[int]) -> int:
@@ -77,6 +81,7 @@ class Filter:
                 self._context.setsymlist(stage, names)
         wanted = _NEVER_CALLED | _NO_REPLY | Milter.P_HDR_LEADSPC | Milter.P_SKIP
         self._protocol = steps & wanted
+        self._keeps_spaces = bool(self._protocol & Milter.P_HDR_LEADSPC)
         actions = offered & (sum(ACTIONS.values()) | Milter.SETSYMLIST)
         options[:] = [actions, self._protocol, 0, 0]
         return int(Milter.CONTINUE)
@@ -115,7 +120,7 @@ class Filter:
 
     def header(self, name: str, value: bytes) -> int:
         """One header field; without P_HDR_LEADSPC its value has lost the space before it."""
-        self._session.header(name, value if self._protocol & Milter.P_HDR_LEADSPC else b" " + value)
+        self._session.header(name, value if self._keeps_spaces else b" " + value)
         return self._unanswered(Milter.P_NR_HDR)
 
     def body(self, chunk: bytes) -> int:
@@ -199,7 +204,7 @@ class Filter:
 
     def _exact(self, value: str) -> str:
         """A header value, with its leading space only where that was agreed."""
-        return value if self._protocol & Milter.P_HDR_LEADSPC else value.removeprefix(" ")
+        return value if self._keeps_spaces else value.removeprefix(" ")
 
     def _refuse(self, reply: Reply) -> int:
         # libmilter takes the text for a format.
@@ -207,7 +212,7 @@ class Filter:
         return int(Milter.TEMPFAIL if reply.is_temporary else Milter.REJECT)
 
     def _unanswered(self, step: int) -> int:
-        return int(Milter.NOREPLY if self._protocol & step else Milter.CONTINUE)
+        return _NOREPLY if self._protocol & step else _CONTINUE
 
     def _macro(self, name: str) -> str:
         try:

@@ -78,7 +78,8 @@ class Session:
         self._mail = mail = Transaction(
             sender_argument=argument.decode("utf-8", "surrogateescape"), login=login
         )
-        mail.parameters = mail_parameters(parameters)
+        if parameters:
+            mail.parameters = mail_parameters(parameters)
         try:
             # A sender's odd address is no reason to refuse its mail.
             mail.sender = parse_path(argument, any_dots=True)

@@ -109,4 +109,5 @@ class Decision:
     @property
     def rewrites(self) -> bool:
         """Whether somebody else than the recipient gets the mail."""
-        return any(final.address.key != self.address.key for final in self.finals)
+        own = self.address.key
+        return any(final.address.key != own for final in self.finals)

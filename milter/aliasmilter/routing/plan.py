@@ -193,6 +193,8 @@ def _placed(recipients: Sequence[Recipient]) -> Iterator[tuple[Handling, Deliver
 def _kept(envelope: Envelope, recipients: Sequence[Recipient]) -> frozenset[str]:
     """The RCPT arguments that stay as they are."""
     wanted = {delivery.address.key for delivery in envelope.deliveries}
+    if wanted.isdisjoint([recipient.decision.address.key for recipient in recipients]):
+        return frozenset()  # as with aliases
     arguments: dict[str, set[str]] = {}
     for recipient in recipients:
         if recipient.decision.address.key in wanted:
