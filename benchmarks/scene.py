@@ -127,13 +127,14 @@ def write_messages(folder: Path, size: int, count: int, *, sign: bool = True) ->
 
 @contextmanager
 def milter(
-    *, workers: int, inet: bool = False, sealing: bool = True, redis: RedisServer, dns: DnsServer
+    *, workers: int, inet: bool = False, cache: bool = True, redis: RedisServer, dns: DnsServer
 ) -> Iterator[Daemon]:
-    """alias-milter, ready to seal what leaves when `sealing`."""
+    """alias-milter, ready to seal what leaves; without `cache` it asks Redis each time."""
     config: dict[str, Any] = {
         "milter": {"socket_mode": "0666", "workers": workers},
+        "store": {"cache": cache},
         "dns": {"nameservers": [dns.address]},
-        **(SEALING if sealing else {}),
+        **SEALING,
     }
     files = {"arc.pem": pem(key()).decode()}
     with Daemon(redis.url, config, inet=inet, files=files) as daemon:
