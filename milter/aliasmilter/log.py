@@ -28,19 +28,31 @@ _PLAIN = re.compile(r"[!#-<>-\[\]-~]+")  # printable ASCII without `"`, `=` and 
 
 def set_up(style: Literal["text", "json"], level: str) -> None:
     """Send all log lines to standard error, where the service manager takes them."""
-    renderer = _json if style == "json" else _text
     structlog.configure(
-        processors=[
-            _bounded,
-            *([structlog.processors.TimeStamper(fmt="iso", utc=True)] if style == "json" else []),
-            renderer,
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(
-            logging.getLevelNamesMapping()[level.upper()]
-        ),
+        processors=[_json if style == "json" else _text],
+        wrapper_class=_direct(logging.getLevelNamesMapping()[level.upper()]),
         logger_factory=logstream.open_stream(_loss_in[style]),
         cache_logger_on_first_use=True,
     )
+
+
+def _direct(level: int) -> type:
+    """A logger of structlog for a level, which goes to the one processor without detours.
+
+    A line for each message and each refusal: the chain that structlog walks in general, with
+    copies of all fields, would take longer than all that is done here.
+    """
+
+    class Direct(structlog.make_filtering_bound_logger(level)):  # type: ignore[misc]
+        def _proxy_to_logger(self, level: str, event: str | None = None, **fields: object) -> None:
+            process = self._processors[0]
+            if process is _text or process is _json:
+                fields["event"] = event
+                self._logger.msg(process(self._logger, level, fields))
+            else:  # a test captures lines
+                super()._proxy_to_logger(level, event, **fields)
+
+    return Direct
 
 
 _loss_in: dict[str, Callable[[int], str]] = {
@@ -78,24 +90,6 @@ def _escape_character(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
 
 
-def _bounded(
-    logger: object, method: str, event: MutableMapping[str, Any]
-) -> MutableMapping[str, Any]:
-    """Cut what is too long, so that no sender can fill the log; in either format."""
-    if "exc_info" in event:
-        event = structlog.processors.format_exc_info(logger, method, event)
-    for key, value in event.items():
-        if type(value) is str and len(value) <= MAX_TEXT:
-            continue  # nearly all
-        if key == "exception":
-            event[key] = _cut_trace(str(value))
-        elif isinstance(value, list | tuple):
-            event[key] = _cut_list(value)
-        elif not isinstance(value, int | float | None):
-            event[key] = _cut(str(value))
-    return event
-
-
 def _cut(text: str) -> str:
     return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}...[{len(text)}]"
 
@@ -121,26 +115,52 @@ def _cut_trace(trace: str) -> str:
     return "\n".join(lines)
 
 
-def _json(_logger: object, level: str, event: MutableMapping[str, Any]) -> str:
-    return json.dumps({**event, "level": level}, default=repr)
+def _cut_value(value: object) -> object:
+    """What stands for a value in JSON: numbers are numbers, lists are lists, all else is text."""
+    if isinstance(value, list | tuple):
+        return _cut_list(value)
+    return value if isinstance(value, int | float | None) else _cut(str(value))
 
 
-def _text(_logger: object, level: str, event: MutableMapping[str, Any]) -> str:
-    queue_id = escape(str(event.pop("queue_id", "")))
-    name, trace = event.pop("event"), event.pop("exception", "")
+def _trace(logger: object, level: str, event: MutableMapping[str, Any]) -> str:
+    """Take the exception out of the event, and make its traceback."""
+    if "exc_info" in event:
+        structlog.processors.format_exc_info(logger, level, event)
+    return _cut_trace(str(event.pop("exception", "")))
+
+
+_timestamp = structlog.processors.TimeStamper(fmt="iso", utc=True)
+
+
+def _json(logger: object, level: str, event: MutableMapping[str, Any]) -> str:
+    trace = _trace(logger, level, event)
+    line = {key: _cut_value(value) for key, value in event.items()}
+    if trace:
+        line["exception"] = trace
+    _timestamp(logger, level, line)
+    return json.dumps({**line, "level": level}, default=repr)
+
+
+def _text(logger: object, level: str, event: MutableMapping[str, Any]) -> str:
+    trace = _trace(logger, level, event) if "exc_info" in event else ""
+    queue_id = escape(_cut(str(event.pop("queue_id", ""))))
+    name = event.pop("event")
     head = f"{queue_id}: " if queue_id else ""
     severity = "" if level in ("info", "debug") else f"{level}: "
-    fields = "".join([f" {key}={_field(value)}" for key, value in event.items()])
+    parts = [head, severity, escape(_cut(str(name)))]
+    for key, value in event.items():
+        text = value if type(value) is str else _as_text(value)
+        if len(text) > MAX_TEXT and not isinstance(value, list | tuple):
+            text = _cut(text)
+        if not _PLAIN.fullmatch(text):
+            text = escape(text)
+            if not text or " " in text or "=" in text:
+                text = f'"{text}"'
+        parts.append(f" {key}={text}")
     # A traceback has many lines: each says where it belongs.
-    lines = "".join([f"\n{head}  {printable(line)}" for line in trace.splitlines()])
-    return f"{head}{severity}{escape(str(name))}{fields}{lines}"
+    parts += [f"\n{head}  {printable(line)}" for line in trace.splitlines()]
+    return "".join(parts)
 
 
-def _field(value: object) -> str:
-    if isinstance(value, list | tuple):
-        value = ", ".join(map(str, value))
-    text = str(value)
-    if _PLAIN.fullmatch(text):
-        return text
-    text = escape(text)
-    return text if text and " " not in text and "=" not in text else f'"{text}"'
+def _as_text(value: object) -> str:
+    return ", ".join(_cut_list(value)) if isinstance(value, list | tuple) else str(value)

@@ -28,6 +28,29 @@ def test_the_queue_id_comes_first_and_fields_cannot_end_early(
     assert capfd.readouterr().err == ('4Tz: accepted sender="<a b\\"@x>\\nNOQUEUE: forged"\n')
 
 
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("a", "a"),
+        ("a b", '"a b"'),
+        ("a=b", '"a=b"'),
+        ("", '""'),
+        ('"', '\\"'),
+        (["a", "b c"], '"a, b c"'),
+        ([], '""'),
+        (7, "7"),
+        (None, "None"),
+        ("\u00e4", "\u00e4"),
+        ("\u202e", "\\u202e"),
+    ],
+)
+def test_a_field_stands_in_quotes_where_it_could_be_taken_for_two(
+    value: object, shown: str
+) -> None:
+    line = log._text(None, "info", {"queue_id": "4Tz", "event": "accepted", "f": value, "g": 1})
+    assert line == f"4Tz: accepted f={shown} g=1"
+
+
 def test_json_lines(capfd: pytest.CaptureFixture[str]) -> None:
     log.set_up("json", "warning")
     log.get().info("not shown")
@@ -63,13 +86,14 @@ def test_whatever_is_logged_is_one_bounded_line_in_either_format(fields: dict[st
     event = {**fields, "event": "accepted", "level": "info"}
     for key in ("exception", "exc_info", "stack_info"):
         event.pop(key, None)
-    bounded = log._bounded(None, "", dict(event))
-    one = json.dumps(bounded)
-    assert json.loads(one)["event"] == "accepted"
-    text = log._text(None, "", dict(bounded))
-    assert text.isprintable()
     # A character takes ten at most where it has to be escaped.
-    assert len(text) < 200 + 5 * 5 * 11 * (log.MAX_TEXT + 20)
+    most = 200 + 5 * 5 * 11 * (log.MAX_TEXT + 20)
+    line = log._json(None, "info", dict(event))
+    assert json.loads(line)["event"] == "accepted"
+    assert line.isprintable()
+    text = log._text(None, "info", dict(event))
+    assert text.isprintable()
+    assert max(len(line), len(text)) < most
 
 
 def test_a_long_text_is_cut_and_says_how_long_it_was(capfd: pytest.CaptureFixture[str]) -> None:

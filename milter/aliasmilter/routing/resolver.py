@@ -128,6 +128,9 @@ class _Search:
 
     def decide(self) -> Decision:
         """Draw one verdict from all outcomes, as the head of this file says."""
+        if len(self.outcomes) == 1 and not self.met_again:  # as with most mail
+            (only,) = self.outcomes.values()
+            return self._accept([only.final]) if only.final else self._refusal(only)
         if self.cycle():
             return self.refuse(Reason.CYCLE)
         refusals = [outcome for outcome in self.outcomes.values() if outcome.reason]
