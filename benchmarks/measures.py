@@ -201,11 +201,11 @@ def _rules(bench: Bench) -> Iterator[Row]:
     count = MANY_RULES // 10 if bench.quick else MANY_RULES
     with RedisServer() as redis:
         redis.cli(stdin="\n".join(scene.RULES) + "\n")
-        few = Bench.__new__(Bench)
-        few.__dict__.update(bench.__dict__, redis=redis)
-        _load_rules(bench.redis, count)
+        many = Bench.__new__(Bench)
+        many.__dict__.update(bench.__dict__, redis=redis)
+        _load_rules(redis, count)
         for name, cache in (("asked of Redis", False), ("answers kept", True)):
-            with few.milter(cache=cache) as little, bench.milter(cache=cache) as much:
+            with bench.milter(cache=cache) as little, many.milter(cache=cache) as much:
                 pairs = bench.pairs(
                     partial(bench.rate, much.socket, NOBODY),
                     partial(bench.rate, little.socket, NOBODY),

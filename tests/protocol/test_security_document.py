@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from aliasmilter.mail.address import Address
+from aliasmilter.store import tracking
+from aliasmilter.store.redis import AliasStore
 from tests.harness.daemon import Config, Daemon
 from tests.harness.mta_client import Mta
 from tests.harness.redis import RedisServer
@@ -88,6 +93,26 @@ def test_an_editor_s_rules_are_served_by_a_daemon_that_cannot_write_them(
     assert "NOPERM" not in checked.stdout + checked.stderr
     assert "alias:example.com broken" in checked.stdout
     assert daemon.run("resolve", "sales@example.com").returncode == 0
+
+
+def test_the_daemon_s_user_may_read_domains_as_a_whole(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.flush()
+    server.cli(stdin="\n".join(RULES) + "\n")
+    server.cli("CONFIG", "RESETSTAT")
+    monkeypatch.setattr(tracking, "BUSY", 0.0)
+    url = f"redis://alias-milter:CHANGE-ME-DAEMON@127.0.0.1:{server.port}/0"
+    numbers = itertools.count()
+    with closing(AliasStore(url, 1.0, cached=True)) as store:
+
+        def is_read() -> bool:
+            store.lookup([Address(f"guess{next(numbers)}", "example.com")])
+            return "cmdstat_hscan" in server.cli("INFO", "commandstats")
+
+        wait_until(is_read, "the rules are read")
+    statistics = server.cli("INFO", "commandstats")
+    assert re.findall(r"cmdstat_(\S+):.*rejected_calls=[1-9]", statistics) == []
 
 
 @pytest.mark.parametrize(
