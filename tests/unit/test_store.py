@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 
@@ -13,7 +13,10 @@ import pytest
 from aliasmilter.mail.address import Address
 from aliasmilter.routing.lookup import Absent, Answer, Found, Unavailable, Unreadable
 from aliasmilter.store import redis as store_module
+from aliasmilter.store.deadline import Deadline
+from aliasmilter.store.link import Command, Reply
 from aliasmilter.store.redis import AliasStore
+from aliasmilter.store.servers import Single
 from tests.harness.fake_redis import FakeRedis, Proxy
 from tests.harness.redis import RedisServer
 from tests.harness.wait import wait_until
@@ -286,6 +289,43 @@ def test_a_domain_known_as_unmanaged_stays_so_while_the_store_is_away(
         assert why(store, BOB), "a managed domain is none of them"
         assert why(store, Address("x", "never-seen.example"))
         assert why(store, FOREIGN, BOB), "one of them unknown, and nothing is known"
+
+
+def test_a_domain_that_is_back_when_the_others_are_asked_for_was_not_removed(
+    open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with RedisServer() as server:
+        fill = [f"HSET domain:{d} unknown reject" for d in ("example.com", "other.example")]
+        server.cli(stdin="\n".join(fill) + "\n")
+        store = open_store(server.url)
+        store.lookup([BOB, Address("x", "other.example")])
+        server.flush()
+        real = Single.ask
+
+        def filling(self: Single, commands: Sequence[Command], deadline: Deadline) -> list[Reply]:
+            if commands[0][0] == "EXISTS":  # between the two questions
+                server.cli(stdin="\n".join(["MULTI", *fill, "EXEC"]) + "\n")
+            return real(self, commands, deadline)
+
+        monkeypatch.setattr(Single, "ask", filling)
+        assert "example.com was away, and is back" in why(store, BOB)
+        assert found(store.lookup([BOB])[0])
+
+
+def test_while_a_store_that_lost_its_data_is_filled_again_what_is_missing_is_not_removed(
+    open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with RedisServer() as server:
+        for domain in ("example.com", "other.example"):
+            server.cli("HSET", f"domain:{domain}", "unknown", "reject")
+        store = open_store(server.url)
+        store.lookup([BOB, Address("x", "other.example")])
+        server.flush()
+        assert "has it lost its data?" in why(store, BOB)
+        server.cli("HSET", "domain:other.example", "unknown", "reject")
+        assert "is it being filled again?" in why(store, BOB)
+        monkeypatch.setattr(store_module, "REFILLED", 0.0)
+        assert store.lookup([BOB]) == [Absent()], "in the end it was removed"
 
 
 def test_a_domain_that_became_managed_is_no_longer_known_as_unmanaged(

@@ -301,6 +301,23 @@ def test_a_node_that_hangs_costs_its_own_domains_alone(
     wait_until(lambda: answers_in_time(store, lost), "it is back", 30)
 
 
+def test_a_node_that_lost_its_data_is_not_believed_for_what_other_nodes_have(
+    spread: RedisCluster, open_store: OpenStore
+) -> None:
+    emptied, stays, *_ = spread.masters
+    store = open_store(spread.url)
+    lost, kept = on(spread, emptied), on(spread, stays)
+    more = [f"more{n}.example" for n in range(20)]
+    for domain in more:
+        spread.cli("HSET", f"domain:{domain}", "unknown", "reject")
+    store.lookup([Address("bob", domain) for domain in (*MANAGED, *more)])
+    stays.cli("DEL", f"domain:{kept.domain}")
+    assert store.lookup([kept]) == [Absent()], "others of that node are there"
+    emptied.cli("FLUSHALL")
+    with pytest.raises(Unavailable, match="has it lost its data"):
+        store.lookup([lost])
+
+
 def test_a_cluster_none_of_whose_nodes_is_there_is_unavailable_in_time(
     open_store: OpenStore,
 ) -> None:

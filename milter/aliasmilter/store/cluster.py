@@ -91,6 +91,14 @@ class Cluster:
         slots = self._learn(self._slots, deadline)
         return [Single(self._pool(node)) for node in dict.fromkeys(slots) if node]
 
+    def neighbours(self, key: str, keys: Sequence[str]) -> list[str]:
+        """See Servers."""
+        slots = self._slots
+        if not slots:
+            return []
+        node = slots[key_slot(key)]
+        return [other for other in keys if slots[key_slot(other)] == node]
+
     def close(self) -> None:
         """See Servers."""
         for pool in list(self._pools.values()):

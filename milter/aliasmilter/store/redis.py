@@ -1,5 +1,6 @@
 """The alias store in Redis, as the daemon uses it: lookups with a deadline."""
 
+import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import partial
@@ -20,6 +21,7 @@ from aliasmilter.store.tracking import Tracking
 MAX_KNOWN_UNMANAGED = 10_000
 MAX_KNOWN_MANAGED = 10_000
 WITNESSES = 20  # domains that are asked for when one has vanished
+REFILLED = 60.0  # seconds in which a store that had lost its data is being filled again
 LEARN = 10.0  # seconds, and pages of keys, in which to learn what is managed
 LEARN_PAGES = 100
 REMEMBERED = 86_400  # seconds
@@ -48,6 +50,7 @@ class AliasStore:
             self._tracked = servers, Tracking(servers, timeout)
         self._unmanaged: OrderedDict[str, None] = OrderedDict()
         self._managed: dict[str, None] = {}
+        self._lost = float("-inf")  # when all that was managed had vanished, last
 
     def lookups(self, sender: Address | None = None) -> Lookup:
         """A lookup function for one decision: one deadline, from now, for all it is asked.
@@ -257,18 +260,33 @@ class AliasStore:
         """A domain that was managed is not any more: somebody has removed it, if others are there.
 
         A server that was restarted without its data knows none. To believe it would be to let all
-        addresses of all domains through, unknown ones too, and aliases unexpanded.
+        addresses of all domains through, unknown ones too, and aliases unexpanded. Nor is it
+        believed while somebody may be filling it again, one domain after the other.
 
         Raises:
-            Unavailable: none of the others that were managed is there, or there were none.
+            Unavailable: none of the others that were managed there is there, or there were none;
+                or that was so lately; or the domain is back.
         """
-        others = [one for one in list(self._managed) if one != domain][-WITNESSES:]
-        commands: list[Command] = [("EXISTS", domain_key(other)) for other in others]
-        replies = self._servers.ask(commands, deadline) if commands else []
-        if 1 not in [check(reply) for reply in replies]:
+        key = domain_key(domain)
+        known = [domain_key(one) for one in list(self._managed) if one != domain]
+        others = self._servers.neighbours(key, known)[-WITNESSES:]
+        # The domain itself last: the others may have come back, and with them the domain, after
+        # it was asked for.
+        commands: list[Command] = [("EXISTS", one) for one in (*others, key)]
+        *there, itself = [check(reply) for reply in self._servers.ask(commands, deadline)]
+        now = time.monotonic()
+        if 1 not in there:
+            self._lost = now
             raise Unavailable(
                 f"Redis: {domain} has vanished, and so has all else that was managed:"
                 " has it lost its data? If it was meant, reload (SIGHUP)"
+            )
+        if itself != 0:
+            raise Unavailable(f"Redis: {domain} was away, and is back")
+        if now - self._lost < REFILLED:
+            raise Unavailable(
+                f"Redis: {domain} has vanished, and all else had a moment ago:"
+                f" is it being filled again? Believed after {REFILLED:g} s, or a reload (SIGHUP)"
             )
         self._managed.pop(domain, None)
 

@@ -36,6 +36,9 @@ class Servers(Protocol):
     def each(self, deadline: Deadline) -> Sequence["Servers"]:
         """The masters, one by one: for commands without a key."""
 
+    def neighbours(self, key: str, keys: Sequence[str]) -> list[str]:
+        """Those of the keys that are on the server of this one: lost when that loses its data."""
+
     def close(self) -> None:
         """Close all connections."""
 
@@ -142,6 +145,10 @@ class Single:
     def each(self, deadline: Deadline) -> Sequence[Servers]:  # noqa: ARG002
         """See Servers."""
         return [self]
+
+    def neighbours(self, key: str, keys: Sequence[str]) -> list[str]:  # noqa: ARG002
+        """See Servers."""
+        return list(keys)
 
     def close(self) -> None:
         """See Servers."""
