@@ -296,4 +296,5 @@ def test_connections_to_redis_are_kept_between_messages(
             mta.mail()
             mta.rcpt("<sales@example.com>")
             mta.message()
-        assert proxy.connections == 1
+        # One, and another if the worker was still getting to know the domains.
+        assert proxy.connections <= 2
