@@ -46,10 +46,10 @@ def _direct(level: int) -> type:
     class Direct(structlog.make_filtering_bound_logger(level)):  # type: ignore[misc]
         def _proxy_to_logger(self, level: str, event: str | None = None, **fields: object) -> None:
             process = self._processors[0]
-            if process is _text or process is _json:
+            if (process is _text or process is _json) and not self._context:
                 fields["event"] = event
                 self._logger.msg(process(self._logger, level, fields))
-            else:  # a test captures lines
+            else:  # a test captures lines, or somebody has bound fields
                 super()._proxy_to_logger(level, event, **fields)
 
     return Direct
