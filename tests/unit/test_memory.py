@@ -7,6 +7,7 @@ import tracemalloc
 from aliasmilter.mail.address import Address
 from aliasmilter.routing.lookup import Absent, Found, Unreadable
 from aliasmilter.store.memory import MAX_AGE, MAX_ANSWER, MAX_OCTETS, Memory
+from aliasmilter.store.whole import Whole
 
 BOB = Address("bob", "example.com")
 FOUND = Found({b"unknown": b"reject"}, {"bob": b"bob@example.com"})
@@ -39,6 +40,29 @@ def test_a_domain_is_forgotten_as_a_whole_in_both_halves() -> None:
     assert memory.get(away)
     memory.clear()
     assert memory.get(away) is None
+
+
+def test_a_whole_domain_answers_for_all_its_addresses_until_it_is_forgotten_or_too_old() -> None:
+    memory = Memory()
+    nobody = Address("nobody", "example.com")
+    memory.put_whole("example.com", Whole(FOUND, 1000), 0)
+    assert memory.get(nobody) is memory.get(BOB) is FOUND
+    memory.age(MAX_AGE + 1)
+    assert memory.get(nobody) is FOUND
+    memory.forget("example.com")
+    assert memory.get(nobody) is None
+    memory.put_whole("example.com", Whole(FOUND, 1000), MAX_AGE + 2)
+    memory.age(3 * MAX_AGE)
+    memory.age(4 * MAX_AGE + 1)
+    assert memory.get(nobody) is None
+
+
+def test_whole_domains_push_out_what_is_older_when_there_are_too_many() -> None:
+    memory = Memory()
+    for number in range(5):
+        memory.put_whole(f"{number}.example", Whole(FOUND, MAX_OCTETS // 4), number)
+    kept = [n for n in range(5) if memory.get(Address("bob", f"{n}.example"))]
+    assert kept == [2, 3, 4], "two in the old half, and the last one"
 
 
 def test_nothing_is_kept_for_longer_than_twice_the_age() -> None:

@@ -73,13 +73,13 @@ class Memory:
 
     def put_whole(self, domain: str, whole: Whole, now: float) -> None:
         """Keep all the rules of a domain, which answer for each of its addresses."""
-        self.age(now)
+        self.age(now, room=whole.octets)
         self._young.wholes[domain] = whole.found
         self._young.octets += whole.octets
 
-    def age(self, now: float) -> None:
-        """Let go of what is too old, or too much."""
-        if self._young.octets > MAX_OCTETS // 2 or now - self._young.born > MAX_AGE:
+    def age(self, now: float, room: int = 0) -> None:
+        """Let go of what is too old, or too much when so many octets are to come."""
+        if self._young.octets + room > MAX_OCTETS // 2 or now - self._young.born > MAX_AGE:
             self._old, self._young = self._young, _Half(born=now)
 
     def forget(self, domain: str) -> None:
