@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
@@ -191,6 +192,22 @@ def test_a_user_who_may_not_count_rules_gets_answers_all_the_same(
     server.cli("ACL", "SETUSER", "default", "-hlen")
     for _ in range(3 * FIRST):
         assert guesser.takes_a_round_trip()
+
+
+def test_a_system_without_a_thread_to_spare_costs_no_answer(
+    guesser: Guesser, asked: list[Sequence[Command]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = threading.Thread.start
+
+    def start(self: threading.Thread) -> None:
+        if self.name == "reading":
+            raise RuntimeError("can't start new thread")
+        real(self)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    for _ in range(3 * FIRST):
+        guesser.guess()
+    assert pages(asked) == 0
 
 
 # Reading

@@ -261,7 +261,12 @@ class Tracking:
         if self._reading is not None or self._link is None:
             return
         work = (domain, self._link.origin, self._lifetimes, self._demand.affords(domain))
-        threading.Thread(target=self._read_whole, args=work, name="reading", daemon=True).start()
+        thread = threading.Thread(target=self._read_whole, args=work, name="reading", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # the system has no thread left: nobody's mail depends on this one
+            self._demand.found(domain, math.inf)
+            return
         self._reading, self._spoiled = domain, False
 
     def _read_whole(self, domain: str, origin: str, lifetimes: Lifetimes, most: int) -> None:
