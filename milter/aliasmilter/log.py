@@ -149,9 +149,7 @@ def _text(logger: object, level: str, event: MutableMapping[str, Any]) -> str:
     severity = "" if level in ("info", "debug") else f"{level}: "
     parts = [head, severity, escape(_cut(str(name)))]
     for key, value in event.items():
-        text = value if type(value) is str else _as_text(value)
-        if len(text) > MAX_TEXT and not isinstance(value, list | tuple):
-            text = _cut(text)
+        text = _as_text(value)
         if not _PLAIN.fullmatch(text):
             text = escape(text)
             if not text or " " in text or "=" in text:
@@ -163,4 +161,4 @@ def _text(logger: object, level: str, event: MutableMapping[str, Any]) -> str:
 
 
 def _as_text(value: object) -> str:
-    return ", ".join(_cut_list(value)) if isinstance(value, list | tuple) else str(value)
+    return ", ".join(_cut_list(value)) if isinstance(value, list | tuple) else _cut(str(value))

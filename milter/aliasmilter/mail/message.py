@@ -70,7 +70,7 @@ class Message:
         found: dict[bytes, tuple[HeaderField, ...]] = {}
         repeated: dict[bytes, list[HeaderField]] = {}
         for field in self.headers:
-            key = field.name.rstrip().lower()
+            key = field.key
             if key not in found:
                 found[key] = (field,)
             else:  # a list: ten thousand fields of one name must not take quadratic time

@@ -239,10 +239,8 @@ class Completion:
         headers = []
         if rewritten:
             headers.append((TRACE_HEADER, " " + self.service.tracer.stamp(rewritten)))
-        if any(r.decision.quarantined for r in recipients) and (
-            envelope.handling.quarantined or self.service.reinjector is None
-        ):
-            visible = (*message.fields("to"), *message.fields("cc"))
+        visible = (*message.fields("to"), *message.fields("cc"))
+        if envelope.handling.quarantined or self.service.reinjector is None:
             notes = quarantine.notes(recipients, visible)
             headers += [(quarantine.HEADER, " " + note) for note in notes]
         if envelope.handling.leaves and results is not None:

@@ -46,7 +46,7 @@ _MACROS = {
     Milter.M_EOM: "i",
 }
 
-# Answers to what comes with each header field.
+# Answers that are given all the time: numbers once, not at each callback.
 _CONTINUE, _NOREPLY = int(Milter.CONTINUE), int(Milter.NOREPLY)
 
 
@@ -84,7 +84,7 @@ class Filter:
         self._keeps_spaces = bool(self._protocol & Milter.P_HDR_LEADSPC)
         actions = offered & (sum(ACTIONS.values()) | Milter.SETSYMLIST)
         options[:] = [actions, self._protocol, 0, 0]
-        return int(Milter.CONTINUE)
+        return _CONTINUE
 
     def turn_away(self, reason: Reason, what: str, **fields: object) -> None:
         """Serve nobody in this session, and say why in the log."""
@@ -116,7 +116,7 @@ class Filter:
             measures.recipient(self._turned_away)
             return self._refuse(REPLIES[self._turned_away])
         reply = self._session.rcpt(argument, parameters, self._macro("i"))
-        return self._refuse(reply) if reply else int(Milter.CONTINUE)
+        return self._refuse(reply) if reply else _CONTINUE
 
     def header(self, name: str, value: bytes) -> int:
         """One header field; without P_HDR_LEADSPC its value has lost the space before it."""
@@ -127,7 +127,7 @@ class Filter:
         """A piece of the body; the first is the last when nobody wants it."""
         if self._session.wants_body:
             self._session.body(chunk)
-            return int(Milter.CONTINUE)
+            return _CONTINUE
         return int(Milter.SKIP if self._protocol & Milter.P_SKIP else Milter.CONTINUE)
 
     def eom(self) -> int:
@@ -141,7 +141,7 @@ class Filter:
         """The transaction ends without a message."""
         self._transaction(begins=False)
         self._session.abort()
-        return int(Milter.CONTINUE)
+        return _CONTINUE
 
     def opened(self) -> None:
         """The session begins."""
@@ -166,7 +166,7 @@ class Filter:
         self._session.broke(for_good=where == "connect")
         if where in ("envrcpt", "eom"):
             return self._refuse(REPLIES[Reason.INTERNAL_ERROR])
-        return int(Milter.CONTINUE)
+        return _CONTINUE
 
     def _transaction(self, *, begins: bool) -> None:
         """Once for each: not every MAIL is followed by an end or an abort."""
@@ -180,7 +180,7 @@ class Filter:
         if verdict.discard:
             return int(Milter.DISCARD)
         self._edit(verdict.edits)
-        return int(Milter.CONTINUE)
+        return _CONTINUE
 
     def _edit(self, edits: Edits) -> None:
         """The one place where a message is changed."""
@@ -308,7 +308,7 @@ def _close(context: Any) -> int:  # noqa: ANN401
     _end(context)
     # The two hold each other; without this neither would ever be freed.
     context.setpriv(None)
-    return int(Milter.CONTINUE)
+    return _CONTINUE
 
 
 def _end(context: Any) -> None:  # noqa: ANN401

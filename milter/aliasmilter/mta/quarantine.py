@@ -19,9 +19,10 @@ def notes(recipients: Sequence[Recipient], visible: Sequence[HeaderField]) -> li
         recipients: of the message.
         visible: the fields in which all of them can read addresses (To, Cc).
     """
-    alone = all(recipient.decision.quarantined for recipient in recipients)
+    kept_away = [recipient for recipient in recipients if recipient.decision.quarantined]
+    alone = len(kept_away) == len(recipients)
     found = []
-    for recipient in recipients:
+    for recipient in kept_away:
         address = recipient.decision.address
         known = alone or _is_named(address, visible)
         for hit in recipient.decision.quarantined:

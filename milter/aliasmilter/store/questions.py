@@ -16,7 +16,7 @@ from aliasmilter.store.deadline import GarbledError
 from aliasmilter.store.link import Command, Reply, check
 from aliasmilter.store.schema import alias_key, block_key, domain_key
 
-_NO_ANSWER = "Redis: an answer to another question"
+NO_ANSWER = "Redis: an answer to another question"
 
 
 class Lifetimes(IntEnum):
@@ -51,12 +51,11 @@ class Questions:
     ) -> None:
         self._domains = list(dict.fromkeys([a.domain for a in addresses]))
         self._asked = [(a.domain, fields_for(a.local)) for a in addresses]
-        self._lifetimes = lifetimes
         self.commands: list[Command] = [("HGETALL", domain_key(d)) for d in self._domains]
         self.commands += [("EXISTS", block_key(d)) for d in self._domains]
         self.commands += [("HMGET", alias_key(d), *fields) for d, fields in self._asked]
-        if lifetimes:
-            self.commands += self._about_lifetimes()
+        self._about = self._about_lifetimes(lifetimes) if lifetimes else []
+        self.commands += [command for _, command in self._about]
 
     def answers(self, replies: Sequence[Reply]) -> list[Asked]:
         """The answers to the addresses, in their order.
@@ -71,7 +70,7 @@ class Questions:
         settings = dict(zip(self._domains, replies, strict=False))
         blocks = dict(zip(self._domains, replies[number : 2 * number], strict=False))
         rules = replies[2 * number :]
-        mortal = self._mortal(rules[len(self._asked) :]) if self._lifetimes else self._domains
+        mortal = self._mortal(rules[len(self._asked) :]) if self._about else self._domains
         return [
             Asked(
                 _answer(domain, fields, settings[domain], blocks[domain], reply),
@@ -80,20 +79,16 @@ class Questions:
             for (domain, fields), reply in zip(self._asked, rules, strict=False)
         ]
 
-    def _about_lifetimes(self) -> list[Command]:
-        commands: list[Command] = [("PTTL", domain_key(d)) for d in self._domains]
-        commands += [("PTTL", alias_key(d)) for d in self._domains]
-        if self._lifetimes is Lifetimes.OF_FIELDS:
-            commands += [_about_fields(domain_key(d), SETTING_NAMES) for d in self._domains]
-            commands += [_about_fields(alias_key(d), fields) for d, fields in self._asked]
-        return commands
+    def _about_lifetimes(self, lifetimes: Lifetimes) -> list[tuple[str, Command]]:
+        """The questions, each with the domain that it is about."""
+        hashes = [(d, domain_key(d), SETTING_NAMES) for d in self._domains]
+        hashes += [(d, alias_key(d), fields) for d, fields in self._asked]
+        return [(d, q) for d, key, names in hashes for q in about_lifetimes(key, names, lifetimes)]
 
     def _mortal(self, lifetimes: Sequence[Reply]) -> set[str]:
         """The domains of which something will expire, or may."""
-        domains = [*self._domains, *self._domains]
-        if self._lifetimes is Lifetimes.OF_FIELDS:
-            domains += [*self._domains, *(domain for domain, _ in self._asked)]
-        return {d for d, reply in zip(domains, lifetimes, strict=True) if not lasts(reply)}
+        answered = zip(self._about, lifetimes, strict=True)
+        return {domain for (domain, _), reply in answered if not lasts(reply)}
 
 
 def about_lifetimes(
@@ -102,12 +97,8 @@ def about_lifetimes(
     """The questions how long a hash and these fields of it will last."""
     commands: list[Command] = [("PTTL", key)]
     if lifetimes is Lifetimes.OF_FIELDS and fields:
-        commands.append(_about_fields(key, fields))
+        commands.append(("HPTTL", key, "FIELDS", len(fields), *fields))
     return commands
-
-
-def _about_fields(key: str, fields: Sequence[str | bytes]) -> Command:
-    return ("HPTTL", key, "FIELDS", len(fields), *fields)
 
 
 def lasts(reply: Reply) -> bool:
@@ -130,12 +121,12 @@ def pairs(reply: Reply) -> dict[bytes, bytes]:
         Unavailable: it is an error, or none.
     """
     if not isinstance(check(reply), list):
-        raise GarbledError(_NO_ANSWER)
+        raise GarbledError(NO_ANSWER)
     words = iter(reply)
     try:
         return dict(zip(words, words, strict=True))
     except (TypeError, ValueError):
-        raise GarbledError(_NO_ANSWER) from None
+        raise GarbledError(NO_ANSWER) from None
 
 
 def about_blocks(domain: str, senders: Sequence[str]) -> list[Command]:
@@ -153,7 +144,7 @@ def with_blocks(found: Found, domain: str, replies: Sequence[Reply]) -> Found | 
         if problem := unreadable(block_key(domain), reply, "set"):
             return problem
         if check(reply) not in (0, 1):
-            raise GarbledError(_NO_ANSWER)
+            raise GarbledError(NO_ANSWER)
     return replace(found, blocked=1 in replies)
 
 
@@ -166,9 +157,9 @@ def _answer(
     found = pairs(settings)
     # What is no answer to the question says nothing: not even that there is no such domain.
     if not isinstance(check(rules), list) or len(rules) != len(fields):
-        raise GarbledError(_NO_ANSWER)
+        raise GarbledError(NO_ANSWER)
     if check(blocks) not in (0, 1):
-        raise GarbledError(_NO_ANSWER)
+        raise GarbledError(NO_ANSWER)
     if not found:
         return Absent()
     rules_found = {f: r for f, r in zip(fields, rules, strict=True) if r is not None}

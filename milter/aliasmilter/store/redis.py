@@ -180,7 +180,7 @@ class AliasStore:
                 found = self._recall(*self._tracked, asked, deadline)
             else:
                 found = self._ask(asked, deadline)
-            if sender and any(isinstance(one, Found) and one.has_blocks for one in found):
+            if any(isinstance(one, Found) and one.has_blocks for one in found):
                 found = self._with_blocks(asked, found, sender_keys(sender), deadline)
         except Unavailable as error:
             _count(error)
@@ -198,6 +198,8 @@ class AliasStore:
         deadline: Deadline,
     ) -> list[Answer]:
         """The answers with what the domains say of the sender; never kept."""
+        if not senders:
+            return list(found)
         domains = [
             address.domain if isinstance(answer, Found) and answer.has_blocks else ""
             for address, answer in zip(addresses, found, strict=True)

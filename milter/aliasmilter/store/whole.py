@@ -12,7 +12,7 @@ from aliasmilter.routing.lookup import Found, is_pattern
 from aliasmilter.routing.rules import SETTING_NAMES
 from aliasmilter.store.deadline import GarbledError
 from aliasmilter.store.link import Command, Reply, check
-from aliasmilter.store.questions import Lifetimes, about_lifetimes, lasts, pairs
+from aliasmilter.store.questions import NO_ANSWER, Lifetimes, about_lifetimes, lasts, pairs
 from aliasmilter.store.schema import alias_key, block_key, domain_key
 from aliasmilter.store.snapshot import page
 
@@ -105,7 +105,7 @@ def read_whole(domain: str, ask: Ask, lifetimes: Lifetimes, most: int) -> Whole 
     )
     size = check(count)
     if not isinstance(size, int) or check(blocks) not in (0, 1):
-        raise GarbledError("Redis: an answer to another question")
+        raise GarbledError(NO_ANSWER)
     found = pairs(settings)
     if size > MAX_RULES or not found or not all(map(lasts, ends)):
         return math.inf
