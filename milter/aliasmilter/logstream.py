@@ -138,11 +138,13 @@ def _open_sink(mode: int) -> Sink:
         with suppress(OSError):
             own = os.open(f"/proc/self/fd/{STDERR}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
             return Sink(own, lambda data: os.write(own, data))
+    if stat.S_ISREG(mode):
+        return Sink(STDERR, lambda data: os.write(STDERR, data))
     return Sink(STDERR, _write_where_there_is_room)
 
 
 def _write_where_there_is_room(data: memoryview) -> int:
-    """To a file, or to a pipe that cannot be opened anew: that takes so much without waiting."""
+    """To a pipe that cannot be opened anew: it takes so much without waiting."""
     if not _has_room(STDERR, 0):
         raise BlockingIOError
     return os.write(STDERR, data[: select.PIPE_BUF])

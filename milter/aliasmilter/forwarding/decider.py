@@ -4,13 +4,15 @@ What the daemon does at RCPT and `alias-milter resolve` shows is this one functi
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import dataclass, field, replace
+from datetime import date, timedelta
+from functools import lru_cache
 
 from aliasmilter.forwarding.srs import Rewriter, SRSError, looks_like_srs
 from aliasmilter.mail.address import Address
 from aliasmilter.mail.replies import Reason
 from aliasmilter.routing.decision import Decision, Policy
+from aliasmilter.routing.known import Known
 from aliasmilter.routing.lookup import Lookup
 from aliasmilter.routing.resolver import resolve
 
@@ -28,6 +30,7 @@ class Decider:
         rewriter: makes and undoes SRS addresses.
         srs_domain: the one domain that is ours even when no key in the store says so.
         clock: seconds since the epoch.
+        known: decisions that it has made.
     """
 
     lookups: Lookups
@@ -35,6 +38,7 @@ class Decider:
     rewriter: Rewriter
     srs_domain: str
     clock: Callable[[], float]
+    known: Known = field(default_factory=Known)
 
     def decide(
         self, address: Address, sender: Address | None = None, *, explain: bool = False
@@ -81,13 +85,19 @@ class Decider:
         is_target: bool = False,
         explain: bool = False,
     ) -> Decision:
-        today = datetime.fromtimestamp(self.clock(), UTC).date()
         return resolve(
             address,
             self.lookups(sender),
             self.policy,
-            today,
+            _day(int(self.clock() // 86_400)),
             is_target=is_target,
             sender=sender,
             explain=explain,
+            known=self.known,
         )
+
+
+@lru_cache(maxsize=2)
+def _day(since_the_epoch: int) -> date:
+    """The day in UTC."""
+    return date(1970, 1, 1) + timedelta(days=since_the_epoch)

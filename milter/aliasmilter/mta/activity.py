@@ -1,39 +1,61 @@
 """What goes on in a worker, so that it can leave without cutting anybody off."""
 
-import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+
+_LOOK_EVERY = 0.02  # seconds
 
 
-@dataclass(slots=True)
-class Activity:
-    """Counts what is going on; safe for threads.
+@dataclass(slots=True, eq=False)
+class Part:
+    """What one connection of the MTA does; its own thread says so, without a lock.
 
     Attributes:
-        sessions: connections of the MTA that have been negotiated and are open.
-        transactions: those that have begun and are neither answered nor given up.
-        callbacks: running now.
+        in_transaction: one has begun and is neither answered nor given up.
+        in_callback: one that asks others, and must not be cut short, runs now.
     """
 
-    sessions: int = 0
-    transactions: int = 0
-    callbacks: int = 0
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-    _waiting: threading.Condition | None = None
+    in_transaction: bool = False
+    in_callback: bool = False
 
-    def count(self, *, sessions: int = 0, transactions: int = 0, callbacks: int = 0) -> None:
-        """Add to the counts (-1: one less)."""
-        with self._lock:
-            self.sessions += sessions
-            self.transactions += transactions
-            self.callbacks += callbacks
-            if self._waiting:
-                self._waiting.notify_all()
+
+class Activity:
+    """Knows the connections that have been negotiated and are open. For any number of threads."""
+
+    def __init__(self) -> None:
+        self._parts: set[Part] = set()
+
+    def begin(self) -> Part:
+        """A connection begins."""
+        part = Part()
+        self._parts.add(part)
+        return part
+
+    def end(self, part: Part) -> None:
+        """A connection is over."""
+        self._parts.discard(part)
+
+    @property
+    def sessions(self) -> int:
+        """How many connections there are."""
+        return len(self._parts)
+
+    @property
+    def transactions(self) -> int:
+        """How many transactions are under way."""
+        return sum(part.in_transaction for part in list(self._parts))
+
+    @property
+    def callbacks(self) -> int:
+        """How many callbacks run that must not be cut short."""
+        return sum(part.in_callback for part in list(self._parts))
 
     def wait_until(self, condition: Callable[["Activity"], bool], timeout: float) -> bool:
         """Wait until it holds; False when it still does not after `timeout` seconds."""
         deadline = time.monotonic() + timeout
-        with self._lock:
-            self._waiting = self._waiting or threading.Condition(self._lock)
-            return self._waiting.wait_for(lambda: condition(self), deadline - time.monotonic())
+        while not condition(self):
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(_LOOK_EVERY)
+        return True

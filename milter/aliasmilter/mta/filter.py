@@ -55,14 +55,14 @@ class Filter:
 
     Args:
         service: what all sessions share.
-        activity: is told when the session, and each transaction in it, begins and ends.
+        activity: knows what goes on in the session, from now until it is closed.
         context: pymilter's handle of the session.
     """
 
     def __init__(self, service: Service, activity: Activity, context: Any) -> None:  # noqa: ANN401
-        self.activity = activity
+        self.part = activity.begin()
+        self._activity = activity
         self._context = context
-        self._in_transaction = False
         self._logger: structlog.typing.FilteringBoundLogger = service.logger
         self._session = Session(service)
         self._protocol = 0
@@ -106,7 +106,7 @@ class Filter:
 
     def envfrom(self, argument: bytes, *parameters: bytes) -> int:
         """MAIL."""
-        self._transaction(begins=True)
+        self.part.in_transaction = True
         self._session.mail(argument, parameters, self._macro("{auth_authen}"))
         return self._unanswered(Milter.P_NR_MAIL)
 
@@ -135,22 +135,17 @@ class Filter:
         try:
             return self._apply(self._session.end_of_message(self._macro("i")))
         finally:
-            self._transaction(begins=False)
+            self.part.in_transaction = False
 
     def abort(self) -> int:
         """The transaction ends without a message."""
-        self._transaction(begins=False)
+        self.part.in_transaction = False
         self._session.abort()
         return _CONTINUE
 
-    def opened(self) -> None:
-        """The session begins."""
-        self.activity.count(sessions=1)
-
     def closed(self) -> None:
         """The session is over, however it ended."""
-        self._transaction(begins=False)
-        self.activity.count(sessions=-1)
+        self._activity.end(self.part)
         self._session.closed()
 
     def failed(self, where: str, error: Exception) -> int:
@@ -167,12 +162,6 @@ class Filter:
         if where in ("envrcpt", "eom"):
             return self._refuse(REPLIES[Reason.INTERNAL_ERROR])
         return _CONTINUE
-
-    def _transaction(self, *, begins: bool) -> None:
-        """Once for each: not every MAIL is followed by an end or an abort."""
-        if begins != self._in_transaction:
-            self._in_transaction = begins
-            self.activity.count(transactions=1 if begins else -1)
 
     def _apply(self, verdict: Verdict) -> int:
         if verdict.reply:
@@ -241,7 +230,6 @@ def register(service: Service, activity: Activity) -> None:
         _end(context)  # who negotiates again begins anew
         filter_ = Filter(service, activity, context)
         context.setpriv(filter_)
-        filter_.opened()
         answer = filter_.negotiate(options)
         if limit and activity.sessions > limit:
             filter_.turn_away(Reason.TOO_MANY_SESSIONS, "too many sessions", limit=limit)
@@ -254,7 +242,6 @@ def register(service: Service, activity: Activity) -> None:
         # Nobody knows what was agreed on; of real MTAs none goes on like this after QUIT_NC.
         filter_ = Filter(service, activity, context)
         context.setpriv(filter_)
-        filter_.opened()
         filter_.turn_away(Reason.MTA_INCAPABLE, "a session without negotiation")
         return filter_
 
@@ -264,10 +251,10 @@ def register(service: Service, activity: Activity) -> None:
     Milter.set_connect_callback(_guarded(of, Filter.connect))
     Milter.set_helo_callback(_guarded(of, Filter.helo))
     Milter.set_envfrom_callback(_guarded(of, Filter.envfrom))
-    Milter.set_envrcpt_callback(_guarded(of, _counted(Filter.envrcpt)))
+    Milter.set_envrcpt_callback(_guarded(of, _noted(Filter.envrcpt)))
     Milter.set_header_callback(_guarded(of, Filter.header))
     Milter.set_body_callback(_guarded(of, Filter.body))
-    Milter.set_eom_callback(_guarded(of, _counted(Filter.eom)))
+    Milter.set_eom_callback(_guarded(of, _noted(Filter.eom)))
     Milter.set_abort_callback(_guarded(of, Filter.abort))
     Milter.set_close_callback(_close)
     Milter.register("alias-milter", negotiate=negotiate)
@@ -290,18 +277,18 @@ def _guarded(of: Callable[[Any], Filter], callback: Callable[..., int]) -> Calla
     return guarded
 
 
-def _counted(callback: Callable[..., int]) -> Callable[..., int]:
-    """Count the callback as running: one that asks others, and must not be cut short."""
+def _noted(callback: Callable[..., int]) -> Callable[..., int]:
+    """Note that the callback runs: one that asks others, and must not be cut short."""
 
     @functools.wraps(callback)
-    def counted(filter_: Filter, *arguments: Any) -> int:  # noqa: ANN401
-        filter_.activity.count(callbacks=1)
+    def noted(filter_: Filter, *arguments: Any) -> int:  # noqa: ANN401
+        filter_.part.in_callback = True
         try:
             return callback(filter_, *arguments)
         finally:
-            filter_.activity.count(callbacks=-1)
+            filter_.part.in_callback = False
 
-    return counted
+    return noted
 
 
 def _close(context: Any) -> int:  # noqa: ANN401

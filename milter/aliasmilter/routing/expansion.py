@@ -62,6 +62,7 @@ class Outcome:
 
     Attributes:
         says: for people; "" where it names the targets.
+        by_sender: another sender may be told something else.
         targets: in the order of the rule, the address itself included.
     """
 
@@ -73,6 +74,7 @@ class Outcome:
     says: str = ""
     quarantined: Quarantined | None = None
     vendor: Vendor | None = None
+    by_sender: bool = False
     rule: str = ""
     rule_text: str = ""
     settings: Settings | None = None
@@ -146,6 +148,7 @@ class Expansion:
             return _invalid(rule_name, str(error))
         outcome = self._apply(rule, name, detail, settings)
         outcome.rule, outcome.rule_text = rule_name, raw.decode("utf-8")
+        outcome.by_sender = bool(rule.block)
         if rule.vendor:
             outcome.vendor = Vendor(hop.carried, rule.vendor, rule.strict)
         return outcome

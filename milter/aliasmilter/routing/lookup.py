@@ -15,7 +15,7 @@ MAX_PATTERN_SUBJECT = 64  # characters of a local part that patterns are tried o
 MAX_INNER_PATTERNS = 200
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Found:
     """The domain is managed.
 

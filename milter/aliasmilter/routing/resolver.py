@@ -23,6 +23,7 @@ from aliasmilter.mail.address import Address
 from aliasmilter.mail.replies import REPLIES, Reason
 from aliasmilter.routing.decision import Decision, Final, Policy, Step
 from aliasmilter.routing.expansion import Expansion, Hop, Outcome
+from aliasmilter.routing.known import Known, Level
 from aliasmilter.routing.lookup import Answer, Lookup
 from aliasmilter.routing.rules import Settings
 
@@ -41,6 +42,7 @@ def resolve(
     is_target: bool = False,
     sender: Address | None = None,
     explain: bool = False,
+    known: Known | None = None,
 ) -> Decision:
     """Decide a recipient.
 
@@ -53,6 +55,7 @@ def resolve(
             it leaves.
         sender: of the message, for `block`; None for the null sender.
         explain: say how it was found; the daemon does not ask.
+        known: decisions of the same policy, of which this may be one, and will be.
 
     Returns:
         The decision, whatever the rules hold.
@@ -60,17 +63,16 @@ def resolve(
     Raises:
         Unavailable: the lookup did.
     """
+    said: list[Sequence[Answer]] = []
+    if known and not explain:
+        decision = known.recall(address, today, lookup, said, is_target=is_target)
+        if decision:
+            return decision
     search = _Search(address, policy, today, sender, explain=explain)
-    frontier = [Hop(address, address, is_target=is_target)]
-    for _ in range(MAX_DEPTH + 1):
-        if len(search.outcomes) + len(frontier) > MAX_ADDRESSES:
-            return search.refuse(Reason.TOO_WIDE)
-        frontier = search.expand_level(frontier, lookup([hop.carried for hop in frontier]))
-        if search.read > MAX_TEXT:
-            return search.refuse(Reason.TOO_WIDE)
-        if not frontier:
-            return search.decide()
-    return search.refuse(Reason.CYCLE if search.cycle() else Reason.TOO_DEEP)
+    decision = search.run(lookup, said, is_target=is_target)
+    if known and not explain and not search.by_sender:
+        known.keep(decision, today, search.levels, is_target=is_target)
+    return decision
 
 
 @dataclass(slots=True)
@@ -84,6 +86,33 @@ class _Search:
     read: int = 0
     explain: bool = False
     met_again: bool = False  # a rule led to an address that was expanded before
+    by_sender: bool = False  # another sender may be told something else
+    levels: list[Level] = field(default_factory=list)
+
+    def run(
+        self, lookup: Lookup, said: Sequence[Sequence[Answer]], *, is_target: bool
+    ) -> Decision:
+        """Expand level by level, and draw the verdict.
+
+        Args:
+            lookup: asked for each level.
+            said: the answers for the first levels, where they have been asked for already.
+            is_target: see `resolve`.
+        """
+        known = iter(said)
+        frontier = [Hop(self.address, self.address, is_target=is_target)]
+        for _ in range(MAX_DEPTH + 1):
+            if len(self.outcomes) + len(frontier) > MAX_ADDRESSES:
+                return self.refuse(Reason.TOO_WIDE)
+            asked = [hop.carried for hop in frontier]
+            answers = next(known, None) or lookup(asked)
+            self.levels.append((asked, answers))
+            frontier = self.expand_level(frontier, answers)
+            if self.read > MAX_TEXT:
+                return self.refuse(Reason.TOO_WIDE)
+            if not frontier:
+                return self.decide()
+        return self.refuse(Reason.CYCLE if self.cycle() else Reason.TOO_DEEP)
 
     def expand_level(self, frontier: Sequence[Hop], answers: Sequence[Answer]) -> list[Hop]:
         """Expand the hops; returns those of the next level, each once; stops at too much."""
@@ -95,6 +124,7 @@ class _Search:
             if len(following) > MAX_ADDRESSES or self.read > MAX_TEXT:
                 break
             outcome = Expansion(hop, self.policy, self.today, self.sender).expand(answer)
+            self.by_sender = self.by_sender or outcome.by_sender
             self.outcomes[key] = outcome
             self.hops[key] = hop
             self.read += len(outcome.rule_text)

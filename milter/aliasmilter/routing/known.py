@@ -1,0 +1,105 @@
+"""Decisions that were made before, for as long as the store says the same.
+
+`resolve` is a function of its question and of the answers that it gets. So nothing in here can be
+out of date: the store is asked again, level by level, and only when each answer is the very object
+that it was is the decision the same. That takes an eighth of the time when the store has its
+answers in memory, as most mail goes to few addresses.
+"""
+
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date
+
+from aliasmilter.mail.address import Address
+from aliasmilter.routing.decision import Decision
+from aliasmilter.routing.lookup import Absent, Answer, Found, Lookup
+
+MAX_DECISIONS = 2048
+MAX_FINALS = 20  # of a decision that is kept; longer lists are read anew
+
+Level = tuple[Sequence[Address], Sequence[Answer]]
+"""What the store was asked at once, and what it said."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A decision, and what it follows from.
+
+    `levels` do not keep the store's answers alive: all the rules of a domain may be in one of them.
+    None stands for a domain that is not managed.
+    """
+
+    decision: Decision
+    today: date
+    levels: tuple[tuple[Sequence[Address], tuple["weakref.ref[Found] | None", ...]], ...]
+
+
+class Known:
+    """Keeps decisions that the sender has no part in. For any number of threads."""
+
+    def __init__(self) -> None:
+        self._entries: dict[tuple[str, str, bool], _Entry] = {}
+
+    def recall(
+        self,
+        address: Address,
+        today: date,
+        lookup: Lookup,
+        said: list[Sequence[Answer]],
+        *,
+        is_target: bool,
+    ) -> Decision | None:
+        """The decision that `resolve` would come to now, if it is known.
+
+        Args:
+            address: the recipient.
+            today: the day, for `expires`.
+            lookup: the store's.
+            said: gets the answers of the levels that were asked for; when the decision is not
+                known after all, these are the first that lead to it.
+            is_target: as in the question.
+
+        Raises:
+            Unavailable: the lookup did.
+        """
+        entry = self._entries.get((address.local, address.domain, is_target))
+        if entry is None or entry.today != today:
+            return None
+        for addresses, kept in entry.levels:
+            answers = lookup(addresses)
+            said.append(answers)
+            for answer, same in zip(answers, kept, strict=True):
+                if not (isinstance(answer, Absent) if same is None else same() is answer):
+                    return None
+        return entry.decision
+
+    def keep(
+        self, decision: Decision, today: date, levels: Sequence[Level], *, is_target: bool
+    ) -> None:
+        """Keep a decision, unless it is one of too many.
+
+        Args:
+            decision: that nothing but these levels has led to, whoever the sender is.
+            today: the day it was made for.
+            levels: all that the store was asked, and said.
+            is_target: as in the question.
+        """
+        # There is no end of unknown addresses.
+        if not 0 < len(decision.finals) <= MAX_FINALS:
+            return
+        if not all(_is_for_everybody(answer) for _, said in levels for answer in said):
+            return
+        kept = tuple(
+            (addresses, tuple(weakref.ref(a) if isinstance(a, Found) else None for a in said))
+            for addresses, said in levels
+        )
+        if len(self._entries) >= MAX_DECISIONS:
+            self._entries.clear()
+        address = decision.address
+        self._entries[address.local, address.domain, is_target] = _Entry(decision, today, kept)
+
+
+def _is_for_everybody(answer: Answer) -> bool:
+    """Whether it says the same of each sender, and can be compared."""
+    return isinstance(answer, Absent) or (isinstance(answer, Found) and not answer.has_blocks)
