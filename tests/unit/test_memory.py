@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import tracemalloc
+from collections.abc import Callable
+from functools import partial
 
 from aliasmilter.mail.address import Address
 from aliasmilter.routing.lookup import Absent, Found, Unreadable
-from aliasmilter.store.memory import MAX_AGE, MAX_ANSWER, MAX_OCTETS, Memory
+from aliasmilter.store.memory import MAX_AGE, MAX_AGE_OF_NAMES, MAX_ANSWER, MAX_OCTETS, Memory
+from aliasmilter.store.names import Names
 from aliasmilter.store.whole import Whole
 
 BOB = Address("bob", "example.com")
@@ -55,6 +58,35 @@ def test_a_whole_domain_answers_for_all_its_addresses_until_it_is_forgotten_or_t
     memory.age(3 * MAX_AGE)
     memory.age(4 * MAX_AGE + 1)
     assert memory.get(nobody) is None
+
+
+def test_the_names_of_a_large_domain_are_kept_longer_than_other_answers_but_not_for_ever() -> None:
+    memory = Memory()
+    nobody = Address("nobody", "example.com")
+    memory.put_whole("example.com", Whole(FOUND, 1000, Names(10)), 0)
+    now = 0.0
+    while memory.get(nobody):
+        now += MAX_AGE / 2
+        memory.age(now)
+    assert MAX_AGE_OF_NAMES <= now <= MAX_AGE_OF_NAMES + 3 * MAX_AGE
+
+
+def test_the_names_of_a_large_domain_are_forgotten_when_it_is_edited_or_there_is_no_room() -> None:
+    memory = Memory()
+    nobody = Address("nobody", "example.com")
+
+    def make_room() -> None:
+        memory.age(200, room=MAX_OCTETS)
+        memory.age(200, room=MAX_OCTETS)
+
+    forget_it = partial(memory.forget, "example.com")
+    ways: list[Callable[[], None]] = [forget_it, memory.clear, make_room]
+    for forget in ways:
+        memory.put_whole("example.com", Whole(FOUND, 1000, Names(10)), 0)
+        memory.age(MAX_AGE + 1)
+        assert memory.get(nobody)
+        forget()
+        assert memory.get(nobody) is None
 
 
 def test_whole_domains_push_out_what_is_older_when_there_are_too_many() -> None:

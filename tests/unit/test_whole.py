@@ -9,16 +9,27 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from aliasmilter.mail.address import Address
 from aliasmilter.routing.lookup import Found
 from aliasmilter.store import tracking, whole
 from aliasmilter.store.deadline import Deadline, RefusedError
 from aliasmilter.store.link import Command, Reply
+from aliasmilter.store.names import Names
 from aliasmilter.store.questions import Lifetimes
 from aliasmilter.store.redis import AliasStore
 from aliasmilter.store.servers import Single
-from aliasmilter.store.whole import FIRST, MAX_RULES, RULES_A_LOOKUP, Demand, Whole, read_whole
+from aliasmilter.store.whole import (
+    FIRST,
+    MAX_NAMES,
+    MAX_RULES,
+    RULES_A_LOOKUP,
+    Demand,
+    Whole,
+    read_whole,
+)
 from tests.harness.redis import RedisServer
 from tests.harness.wait import wait_until
 
@@ -177,13 +188,85 @@ def test_a_domain_with_too_many_rules_is_asked_about_each_time_and_never_read(
     server: RedisServer, guesser: Guesser, asked: list[Sequence[Command]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(whole, "MAX_RULES", 1)
+    monkeypatch.setattr(whole, "MAX_NAMES", 1)
     for _ in range(3 * FIRST):
         assert guesser.takes_a_round_trip()
     assert pages(asked) == 0
     counts = [commands for commands in asked if commands[0][0] == "HLEN"]
     assert len(counts) <= 1, "that it is too big is found out once"
     del server
+
+
+# A large domain
+
+
+@pytest.fixture
+def large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(whole, "MAX_RULES", 1)
+
+
+@pytest.mark.usefixtures("large")
+def test_who_guesses_addresses_of_a_large_domain_costs_no_round_trip_either(
+    server: RedisServer, guesser: Guesser
+) -> None:
+    server.cli("HSET", f"alias:{DOMAIN}", "*", "quarantine")
+    guesser.until_kept()
+    found = guesser.guess()
+    assert found.rules == {"sales-*": b"bob@example.com", "*": b"quarantine"}
+    assert found.has_patterns
+
+
+@pytest.mark.usefixtures("large")
+@pytest.mark.parametrize("local", ["bob", "Bob", "bob+x", "bob-x.y"])
+def test_an_address_of_a_large_domain_that_may_have_a_rule_is_asked_for(
+    guesser: Guesser, asked: list[Sequence[Command]], local: str
+) -> None:
+    guesser.until_kept()
+    del asked[:]
+    for _ in range(3):
+        (found,) = guesser.store.lookup([Address(local, DOMAIN)])
+        assert isinstance(found, Found)
+        assert found.rules["bob"] == b"0"
+    assert len(asked) == 1, "and kept"
+
+
+@pytest.mark.usefixtures("large")
+@pytest.mark.parametrize(
+    "edit",
+    [
+        ["HSET", f"alias:{DOMAIN}", "user{next}", "bob@example.com"],
+        ["HSET", f"alias:{DOMAIN}", "user{next}", "bob@example.com", "bob", "1"],
+        ["HSET", f"alias:{DOMAIN}", "user*", "bob@example.com"],
+        ["HSET", f"alias:{DOMAIN}", "*", "bob@example.com"],
+    ],
+)
+def test_an_edit_of_a_large_domain_holds_for_the_next_lookup(
+    server: RedisServer, guesser: Guesser, edit: list[str]
+) -> None:
+    guesser.until_kept()
+    server.cli(*(word.format(next=guesser.number + 1) for word in edit))
+    assert b"bob@example.com" in [
+        text for name, text in guesser.guess().rules.items() if name != "sales-*"
+    ]
+
+
+@pytest.mark.usefixtures("large")
+def test_a_large_domain_that_is_kept_is_not_read_again(
+    guesser: Guesser, asked: list[Sequence[Command]]
+) -> None:
+    guesser.until_kept()
+    del asked[:]
+    for number in range(3 * FIRST):
+        guesser.store.lookup([Address(f"bob+{number}", DOMAIN)])
+    assert len(asked) == 3 * FIRST, "the server is asked, as there may be a rule"
+    assert pages(asked) == 0
+
+
+@pytest.mark.usefixtures("large")
+def test_a_rule_of_a_large_domain_may_expire_but_not_one_for_many_addresses() -> None:
+    names = {b"bob": b"x", b"carol": b"x", b"sales-*": b"x"}
+    assert isinstance(read(Server(names, mortal=b"bob")), Whole)
+    assert read(Server(names, mortal=b"sales-*")) == math.inf
 
 
 def test_a_user_who_may_not_count_rules_gets_answers_all_the_same(
@@ -305,6 +388,23 @@ def test_no_more_memory_is_taken_than_is_counted() -> None:
     assert found.octets / 2 < taken < found.octets
 
 
+def test_of_a_large_domain_the_names_are_kept_in_a_few_octets() -> None:
+    server = Server({b"user%d" % number: b"bob@example.com" for number in range(MAX_RULES + 1)})
+    found = read(server, most=MAX_NAMES)
+    assert isinstance(found, Whole)
+    assert found.octets < 4 * MAX_RULES + 2000
+    assert found.answer(Address("user7", DOMAIN)) is None
+    strangers = [found.answer(Address(f"x{number}", DOMAIN)) for number in range(1000)]
+    assert strangers.count(found.found) > 980
+
+
+@given(st.sets(st.binary(max_size=20)), st.integers(0, 100))
+def test_a_name_that_was_added_may_always_be_there(names: set[bytes], expected: int) -> None:
+    found = Names(expected)
+    found.update(names)
+    assert all(map(found.may_hold, names))
+
+
 # When it is worth while
 
 
@@ -318,6 +418,14 @@ def test_a_large_domain_takes_more_lookups() -> None:
     demand = Demand()
     demand.found(DOMAIN, 100 * RULES_A_LOOKUP)
     assert [demand.note(DOMAIN) for _ in range(100)] == [False] * 99 + [True]
+
+
+def test_what_was_read_has_to_be_paid_for_again_when_it_is_let_go_of() -> None:
+    demand = Demand()
+    demand.found(DOMAIN, 100 * RULES_A_LOOKUP)
+    for _ in range(2):
+        assert [demand.note(DOMAIN) for _ in range(100)] == [False] * 99 + [True]
+        demand.served(DOMAIN)
 
 
 def test_an_edit_makes_it_cost_the_same_again() -> None:

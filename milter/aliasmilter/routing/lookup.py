@@ -71,16 +71,22 @@ def fields_for(local: str) -> tuple[str, ...]:
     before a possible delimiter is asked for, and every pattern that could match, and one round
     trip is enough. The catch-all comes last.
     """
+    fields = dict.fromkeys((*own_fields(local), *patterns_for(local)))
+    return (*(f for f in fields if f != CATCH_ALL), CATCH_ALL)
+
+
+def own_fields(local: str) -> tuple[str, ...]:
+    """Those of `fields_for` that are neither patterns nor the catch-all."""
     exact = local_key(local)
     # `*` stands for the catch-all; a local part of that name has no rule of its own.
     fields = {} if exact == CATCH_ALL else {exact: None}
-    seen: set[str] = set()
-    for position, character in enumerate(exact):
-        if position and not character.isalnum() and character not in seen:
-            fields[exact[:position]] = None
-        seen.add(character)
-    fields.update(dict.fromkeys(patterns_for(local)))
-    return (*(f for f in fields if f != CATCH_ALL), CATCH_ALL)
+    if not exact.isalnum():
+        seen: set[str] = set()
+        for position, character in enumerate(exact):
+            if position and not character.isalnum() and character not in seen:
+                fields[exact[:position]] = None
+            seen.add(character)
+    return tuple(f for f in fields if f != CATCH_ALL)
 
 
 @functools.lru_cache(maxsize=4096)

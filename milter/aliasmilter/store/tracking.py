@@ -143,8 +143,11 @@ class Tracking:
                 return
             for address, answer in lasting:
                 self._memory.put(address, answer, now)
-                if isinstance(answer, Found) and self._demand.note(address.domain):
-                    self._begin_reading(address.domain)
+                domain = address.domain
+                if not isinstance(answer, Found) or self._memory.has_whole(domain):
+                    continue
+                if self._demand.note(domain):
+                    self._begin_reading(domain)
 
     def lose(self) -> None:
         """Begin again with a new connection: another server may have taken over."""
@@ -285,7 +288,7 @@ class Tracking:
             if self._spoiled or self._link is None:
                 return
             if isinstance(whole, Whole):
-                self._demand.found(domain, len(whole.found.rules))
+                self._demand.served(domain)
                 self._memory.put_whole(domain, whole, time.monotonic())
             else:
                 self._demand.found(domain, whole)

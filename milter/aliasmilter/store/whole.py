@@ -1,22 +1,26 @@
 """A domain with all its rules: read piece by piece, when it is worth while.
 
 A guessing client asks for another address each time, of which nothing can be kept. But when all
-rules of a domain are in memory, an address that is not among them is known to be unknown.
+rules of a domain are in memory, an address that is not among them is known to be unknown. Of a
+domain too large for that the names are enough (`names`), with the patterns and the catch-all.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from aliasmilter.routing.lookup import Found, is_pattern
-from aliasmilter.routing.rules import SETTING_NAMES
+from aliasmilter.mail.address import Address
+from aliasmilter.routing.lookup import Found, is_pattern, own_fields
+from aliasmilter.routing.rules import CATCH_ALL, SETTING_NAMES
 from aliasmilter.store.deadline import GarbledError
 from aliasmilter.store.link import Command, Reply, check
+from aliasmilter.store.names import Names
 from aliasmilter.store.questions import NO_ANSWER, Lifetimes, about_lifetimes, lasts, pairs
 from aliasmilter.store.schema import alias_key, block_key, domain_key
 from aliasmilter.store.snapshot import page
 
-MAX_RULES = 10_000
+MAX_RULES = 10_000  # that are kept; of more than that, the names
+MAX_NAMES = 2_000_000
 MAX_OCTETS = 4 * 2**20  # that a domain may take in the process
 FIRST = 50  # lookups in a domain before it is read for the first time
 RULES_A_LOOKUP = 64  # to read a rule with all others takes a 64th of a lookup
@@ -31,15 +35,26 @@ Ask = Callable[[Sequence[Command]], Sequence[Reply]]
 
 @dataclass(frozen=True, slots=True)
 class Whole:
-    """All rules of a domain.
+    """All rules of a domain, or, when it has names, only that there are no others than those.
 
     Attributes:
-        found: the answer for each of its addresses.
+        found: the answer for each of its addresses that has no rule of its own.
         octets: what that takes in memory.
+        names: the addresses that may have one; None: `found` is the answer for all.
     """
 
     found: Found
     octets: int
+    names: Names | None = None
+
+    def answer(self, address: Address) -> Found | None:
+        """The answer for an address of the domain; None: the server has to be asked."""
+        if self.names is None:
+            return self.found
+        for name in own_fields(address.local):
+            if self.names.may_hold(name.encode()):
+                return None
+        return self.found
 
 
 class Demand:
@@ -71,11 +86,15 @@ class Demand:
 
     def affords(self, domain: str) -> int:
         """How many rules may be read for the lookups that there were."""
-        return min(self._asked.get(domain, 0) * RULES_A_LOOKUP, MAX_RULES)
+        return min(self._asked.get(domain, 0) * RULES_A_LOOKUP, MAX_NAMES)
 
     def found(self, domain: str, rules: float) -> None:
         """So many rules there are; infinitely many when they cannot be kept before an edit."""
         self._price[domain] = max(FIRST, rules / RULES_A_LOOKUP)
+
+    def served(self, domain: str) -> None:
+        """The rules were read. When they are let go of, they have to be paid for again."""
+        self._asked.pop(domain, None)
 
 
 def read_whole(domain: str, ask: Ask, lifetimes: Lifetimes, most: int) -> Whole | float:
@@ -107,27 +126,39 @@ def read_whole(domain: str, ask: Ask, lifetimes: Lifetimes, most: int) -> Whole 
     if not isinstance(size, int) or check(blocks) not in (0, 1):
         raise GarbledError(NO_ANSWER)
     found = pairs(settings)
-    if size > MAX_RULES or not found or not all(map(lasts, ends)):
+    if size > MAX_NAMES or not found or not all(map(lasts, ends)):
         return math.inf
     if size > most:
         return size
-    rules = _read_rules(rules_key, ask, lifetimes)
+    names = Names(size) if size > MAX_RULES else None
+    rules = _read_rules(rules_key, ask, lifetimes, names)
     if rules is None:
         return math.inf
     octets = _OF_DOMAIN + sum(_OF_RULE + len(name) + len(text) for name, text in rules.items())
+    octets += names.octets if names else 0
     has_patterns = any(map(is_pattern, rules))
-    return Whole(Found(found, rules, has_blocks=blocks == 1, has_patterns=has_patterns), octets)
+    answer = Found(found, rules, has_blocks=blocks == 1, has_patterns=has_patterns)
+    return Whole(answer, octets, names)
 
 
-def _read_rules(key: str, ask: Ask, lifetimes: Lifetimes) -> dict[str, bytes] | None:
-    """The fields of the hash; None when one of them will expire, or there are too many octets."""
+def _read_rules(
+    key: str, ask: Ask, lifetimes: Lifetimes, names: Names | None
+) -> dict[str, bytes] | None:
+    """The fields of the hash; None when one of them will expire, or there are too many octets.
+
+    Where there are `names` these get all of them, and only patterns and the catch-all are returned.
+    """
     rules: dict[str, bytes] = {}
     cursor, octets = b"0", 0
     while True:
         (reply,) = ask([("HSCAN", key, cursor, "COUNT", _PAGE)])
         cursor, words = page(reply)
         fields = pairs(words)
-        octets += sum(map(len, words)) + _OF_RULE * len(fields)
+        if names:
+            # That one of these expires makes nothing wrong: what is not there is still not there.
+            names.update(fields)
+            fields = {name: text for name, text in fields.items() if CATCH_ALL.encode() in name}
+        octets += sum(len(name) + len(text) + _OF_RULE for name, text in fields.items())
         ends = ask(about_lifetimes(key, [*fields], lifetimes))
         if octets > MAX_OCTETS or not all(map(lasts, ends)):
             return None
