@@ -193,6 +193,18 @@ def test_there_are_so_many_decisions_and_no_more(
     assert len(asker.known._entries) <= 10
 
 
+@pytest.mark.parametrize(("targets", "worked_out"), [(5, 1), (100, 2)])
+def test_what_a_long_list_comes_to_is_not_kept(
+    asker: Asker, targets: int, worked_out: int
+) -> None:
+    dropped = {f"drop{number}": "discard" for number in range(targets)}
+    everybody = " ".join(["bob@example.com", *(f"{name}@example.com" for name in dropped)])
+    edit(asker, "example.com", {"bob": "bob@example.com", "list": everybody, **dropped})
+    asker.ask("list@example.com")
+    asker.ask("list@example.com")
+    assert asker.worked_out == worked_out
+
+
 NAMES = ["a", "b", "c", "d"]
 TARGETS = [*(f"{name}@example.com" for name in NAMES), "a@example.net", "z@away.example"]
 WORDS = st.lists(st.sampled_from(TARGETS), min_size=1, max_size=3).map(" ".join)

@@ -16,7 +16,7 @@ from aliasmilter.routing.decision import Decision
 from aliasmilter.routing.lookup import Absent, Answer, Found, Lookup
 
 MAX_DECISIONS = 2048
-MAX_FINALS = 20  # of a decision that is kept; longer lists are read anew
+MAX_ANSWERS = 20  # that a decision follows from; what longer lists come to is worked out anew
 
 Level = tuple[Sequence[Address], Sequence[Answer]]
 """What the store was asked at once, and what it said."""
@@ -86,7 +86,7 @@ class Known:
             is_target: as in the question.
         """
         # There is no end of unknown addresses.
-        if not 0 < len(decision.finals) <= MAX_FINALS:
+        if not decision.finals or sum(len(said) for _, said in levels) > MAX_ANSWERS:
             return
         if not all(_is_for_everybody(answer) for _, said in levels for answer in said):
             return
