@@ -14,6 +14,7 @@ from rich.table import Table
 
 from tests.harness.postfix import why_no_postfix
 from tests.soak.account import Account, tables
+from tests.soak.crowd import Crowd
 from tests.soak.faults import FAULTS
 from tests.soak.run import Run, at_random, make_stream
 from tests.soak.scene import Scene
@@ -28,6 +29,9 @@ def options() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, help="repeats the faults and messages of a run")
     parser.add_argument("--rate", type=float, default=20.0, help="new messages a second")
     parser.add_argument("--clients", type=int, default=6, help="how many send at a time")
+    parser.add_argument(
+        "--crowd", type=float, default=1200.0, help="questions a second past Postfix, or 0"
+    )
     parser.add_argument(
         "--only", nargs="+", metavar="FAULT", choices=FAULTS, default=list(FAULTS),
         help=f"those faults alone, out of: {'; '.join(FAULTS)}",
@@ -57,6 +61,7 @@ def soak(chosen: argparse.Namespace, seed: int, console: Console) -> int:
     with (
         Scene(dmarc_fail=("reject", "forward")[seed % 2]) as scene,
         make_stream(scene, seed, chosen.rate, chosen.clients) as stream,
+        Crowd(lambda: scene.daemon.socket, chosen.crowd, seed) as crowd,
     ):
         run = Run(scene, stream, console.print)
         end = time.monotonic() + 60 * chosen.minutes
@@ -68,7 +73,10 @@ def soak(chosen: argparse.Namespace, seed: int, console: Console) -> int:
                 stream.wait_for_attempts(int(chance.uniform(5, 40)), 120)
         except Exception as error:  # noqa: BLE001  # whatever it was: the account tells more
             scene.complaints.append(f"the run ended early: {error}")
+        crowd.leave()
+        scene.complaints += crowd.wrong
         account = run.settle()
+        console.print(f"The crowd got {crowd.asked:,} answers, {len(crowd.wrong)} of them wrong")
         for table in (*tables(account), recoveries(run)):
             console.print(table)
         show_problems(account, console)

@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
+from aliasmilter.store.tracking import LEASE
 from tests.harness.daemon import Config, Daemon
 from tests.harness.dns import DnsServer
 from tests.harness.fake_redis import Proxy
@@ -138,8 +139,11 @@ class Scene(Lab):
 
     @contextmanager
     def blindness(self) -> Iterator[None]:
-        """While the block runs, there is nobody who could say what the rules are."""
-        start = time.monotonic()
+        """While the block runs, there is nobody who could say what the rules are.
+
+        It begins when nothing that was kept is used any more.
+        """
+        start = time.monotonic() + LEASE
         yield
         self.blind.append((start, time.monotonic()))
 

@@ -50,11 +50,27 @@ class Store:
         )
 
 
+class Served:
+    """Knows who was served."""
+
+    def __init__(self) -> None:
+        self.keys: set[str] = set()
+
+    def known(self, keys: Sequence[str]) -> set[str]:
+        return self.keys.intersection(keys)
+
+    def remember(self, keys: Sequence[str]) -> None:
+        self.keys.update(keys)
+
+    def forget(self, keys: Sequence[str]) -> None:
+        self.keys.difference_update(keys)
+
+
 class Listener(Reinjector):
     """Takes copies without a network; made to fail on demand."""
 
     def __init__(self) -> None:
-        super().__init__("127.0.0.1:1", "mx.example.net", 1.0, lambda _: (), lambda _: None)
+        super().__init__("127.0.0.1:1", "mx.example.net", 1.0, Served())
         self.copies: list[Copy] = []
         self.fails = False
 

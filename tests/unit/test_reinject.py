@@ -14,6 +14,7 @@ from aliasmilter.mail.message import Message
 from aliasmilter.mta.reinject import (
     MAX_RECIPIENTS,
     Copy,
+    Identity,
     ReinjectError,
     Reinjector,
     identity_of,
@@ -86,6 +87,9 @@ def listening(
         listener.server.close()
 
 
+ONE, OTHER = Identity("a message", is_certain=True), Identity("another", is_certain=True)
+
+
 class Memory:
     """What is remembered; made to fail on demand."""
 
@@ -102,6 +106,10 @@ class Memory:
         self._ask()
         self.keys |= set(keys)
 
+    def forget(self, keys: Sequence[str]) -> None:
+        self._ask()
+        self.keys -= set(keys)
+
     def _ask(self) -> None:
         self.calls += 1
         if self.down:
@@ -116,11 +124,11 @@ def copy(
 
 def reinjector(server: str, memory: Memory | None = None, timeout: float = 20.0) -> Reinjector:
     memory = memory or Memory()
-    return Reinjector(server, "mx.example.net", timeout, memory.known, memory.remember)
+    return Reinjector(server, "mx.example.net", timeout, memory)
 
 
 def submit(to: Reinjector, wanted: Copy) -> dict[str, str]:
-    submission = to.begin("a message", wanted.recipients)
+    submission = to.begin(ONE, wanted.recipients)
     submission.submit(wanted)
     return submission.notes
 
@@ -169,16 +177,16 @@ def test_who_was_served_before_a_failure_is_not_served_again() -> None:
     paths = [*first.recipients, *second.recipients]
     with listening(picky) as listener:
         submitter = reinjector(listener.address, memory)
-        submission = submitter.begin("a message", paths)
+        submission = submitter.begin(ONE, paths)
         submission.submit(first)
         with pytest.raises(ReinjectError):
             submission.submit(second)
         assert submission.notes == {"reinjected": "<me@gmail.example> as 4Tz8"}
         refuse.clear()
-        again = submitter.begin("a message", paths)
+        again = submitter.begin(ONE, paths)
         assert again.left(first.recipients) == []
         assert again.left(second.recipients) == ["<you@gmail.example>"]
-        assert submitter.begin("another message", paths).left(paths) == paths
+        assert submitter.begin(OTHER, paths).left(paths) == paths
 
 
 def test_while_redis_is_away_copies_are_sent_the_log_says_so_and_it_is_asked_only_once() -> None:
@@ -228,7 +236,7 @@ def test_a_listener_that_answers_in_drops_is_given_up_at_the_deadline(where: str
 
 def test_the_deadline_is_for_all_the_copies_of_a_message() -> None:
     with listening() as listener:
-        submission = reinjector(listener.address, timeout=0.5).begin("a message", ["<a@b.example>"])
+        submission = reinjector(listener.address, timeout=0.5).begin(ONE, ["<a@b.example>"])
         time.sleep(0.5)  # what other copies took
         with pytest.raises(ReinjectError, match="not done in time"):
             submission.submit(copy("<a@b.example>"))
@@ -303,11 +311,39 @@ ORDER = b"Message-ID: <1@bank.example>\nSubject: an order\n\nten\n"
     ids=["body", "subject", "Message-ID", "Cc"],
 )
 def test_messages_that_differ_are_two_even_with_one_message_id(other: bytes) -> None:
-    one = identity_of("<a@b.example>", Message.parse(ORDER))
-    assert identity_of("<a@b.example>", Message.parse(other)) != one
-    assert identity_of("<c@b.example>", Message.parse(ORDER)) != one
+    one = identity_of("<a@b.example>", Message.parse(ORDER), "4Tz8")
+    assert identity_of("<a@b.example>", Message.parse(other), "4Tz8") != one
+    assert identity_of("<c@b.example>", Message.parse(ORDER), "4Tz8") != one
 
 
 def test_what_each_try_brings_anew_does_not_count() -> None:
     again = Message.parse(b"Received: from elsewhere\nX-Try: 2\n" + ORDER)
-    assert identity_of("<>", again) == identity_of("<>", Message.parse(ORDER))
+    assert identity_of("<>", again, "4Tz9") == identity_of("<>", Message.parse(ORDER), "4Tz8")
+
+
+def test_what_the_mta_has_given_a_message_anew_does_not_count() -> None:
+    tries = [
+        identity_of(
+            "<>",
+            Message.parse(b"Message-ID: <2026.%b@mx>\nDate: %b\nSubject: disk\n\nfull\n" % (q, d)),
+            q.decode(),
+        )
+        for q, d in ((b"4Tz8", b"Mon"), (b"4Tz9", b"Tue"))
+    ]
+    assert tries[0] == tries[1]
+    assert not tries[0].is_certain
+
+
+@pytest.mark.parametrize("certain", [True, False])
+def test_only_a_message_that_its_sender_has_named_is_remembered_when_it_is_done(
+    *, certain: bool
+) -> None:
+    memory, wanted = Memory(), copy("<me@gmail.example>")
+    with listening() as listener:
+        submission = reinjector(listener.address, memory).begin(
+            Identity("alert", is_certain=certain), wanted.recipients
+        )
+        submission.submit(wanted)
+        assert memory.keys
+        submission.finish()
+    assert bool(memory.keys) is certain

@@ -55,6 +55,7 @@ def values(edits: Edits, name: str) -> list[str]:
     return [value for found, value in edits.headers if found == name]
 
 
+ME_FIRST = "<y@catch3.example>"
 REPLIES = [
     ("<nobody@example.com>", "550 5.1.1"),
     ("<gone@example.com>", "550 5.2.1 Bob has left"),
@@ -270,14 +271,68 @@ def test_a_catch_all_hit_goes_to_quarantine_and_its_copy_says_why() -> None:
     assert note == " recipient=Guess@catch.example;\n\trule=*@catch.example; reason=catch-all"
 
 
-def test_other_recipients_learn_nothing_of_a_hidden_one_from_the_note() -> None:
+@pytest.mark.parametrize(
+    ("to", "notes"),
+    [
+        (b" bob@example.com", []),
+        (b" Guess@catch.example", [
+            " recipient=guess@catch.example;\n\trule=*@catch.example; reason=catch-all"
+        ]),
+        (b" myguess@catch.example", []),
+    ],
+)  # fmt: skip
+def test_other_recipients_learn_nothing_of_a_hidden_one_from_the_note(
+    to: bytes, notes: list[str]
+) -> None:
     scene = start()
-    (note,) = values(scene.send("<guess@catch.example>", "<bob@example.com>"), NOTE)
-    assert "guess" not in note
     scene.session.mail(ALICE, [])
     scene.rcpt("<guess@catch.example>", "<bob@example.com>")
-    (note,) = values(scene.end(("To", b" Guess@catch.example")).edits, NOTE)
-    assert "recipient=guess@catch.example" in note
+    assert values(scene.end(("To", to)).edits, NOTE) == notes
+
+
+@pytest.mark.parametrize("listener", [None, Listener()])
+def test_the_reader_of_one_quarantine_learns_nothing_of_who_is_hidden_in_another(
+    listener: Listener | None,
+) -> None:
+    scene = start(listener=listener)
+    scene.session.mail(ALICE, [])
+    scene.rcpt("<seen@catch.example>", "<hidden@catch2.example>")
+    notes = values(scene.end(("To", b" seen@catch.example")).edits, NOTE)
+    assert notes == [
+        " recipient=seen@catch.example;\n\trule=*@catch.example; reason=catch-all",
+        " recipient=undisclosed; reason=catch-all",
+    ]
+
+
+@pytest.mark.parametrize("arguments", [["<x@catch3.example>"], ["<x@catch3.example>", ME_FIRST]])
+def test_what_is_held_is_held_for_all_its_targets_and_nothing_of_it_is_submitted(
+    arguments: list[str],
+) -> None:
+    listener = Listener()
+    scene = start(hold=True, listener=listener)
+    edits = scene.send(*arguments)
+    assert edits.quarantine
+    assert sorted(added(edits))[:2] == ["<bob@example.com>", "<me@gmail.example>"]
+    assert not listener.copies
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("listener", [None, Listener()])
+def test_somebody_who_is_named_directly_too_is_not_held(
+    listener: Listener | None, *, reverse: bool
+) -> None:
+    scene = start(hold=True, listener=listener).local()
+    arguments = ["<x@catch.example>", "<bob@example.com>"]
+    edits = scene.send(*(reversed(arguments) if reverse else arguments))
+    assert not edits.quarantine
+
+
+def test_mail_handed_in_on_this_host_may_have_any_number_of_recipients() -> None:
+    scene = start().local()
+    scene.session.mail(b"root@mx.example.net", [])
+    many = [f"u{number}@elsewhere.example" for number in range(2000)]
+    assert set(scene.rcpt(*many)) == {""}
+    assert scene.end().reply is None
 
 
 def test_a_hold_is_for_the_whole_message_so_others_come_again() -> None:

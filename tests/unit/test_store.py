@@ -417,6 +417,8 @@ def test_submissions_are_known_once_they_are_remembered_and_for_a_day(
     store.remember(["a"])
     assert store.known(["a", "b"]) == {"a"}
     assert 86_000 < int(redis.cli("TTL", "reinjected:a").removeprefix("(integer) ")) <= 86_400
+    store.forget(["a", "b"])
+    assert store.known(["a", "b"]) == set()
 
 
 def test_remembering_and_knowing_are_unavailable_like_a_lookup(open_store: OpenStore) -> None:

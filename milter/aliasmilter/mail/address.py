@@ -97,6 +97,15 @@ class Address:
         return f"<{self}>"
 
 
+def whole_address(address: Address) -> re.Pattern[bytes]:
+    """What finds the address in a header field, and no longer one that it is a part of."""
+    return re.compile(
+        rb"(?<![A-Za-z0-9!#$%%&'*+/=?^_`{|}~.-])%b(?![A-Za-z0-9-]|\.[A-Za-z0-9])"
+        % re.escape(str(address).encode("utf-8", "surrogateescape")),
+        re.IGNORECASE,
+    )
+
+
 def local_key(local: str) -> str:
     """The form of a local part under which rules are found: NFC, lower case."""
     if local.isascii():

@@ -92,6 +92,5 @@ def make_reinjector(config: Config, store: AliasStore) -> Reinjector | None:
         config.reinject.server,
         config.mail.hostname,
         config.reinject.timeout,
-        store.known,
-        store.remember,
+        store,
     )

@@ -159,8 +159,7 @@ class Completion:
     def _remember(self, message: Message) -> None:
         submission = self.service.submission
         if submission and submission.memory:
-            policy = self.service.decider.policy
-            submission.memory.note(message, self.mail.recipients, policy)
+            submission.memory.note(message, self.mail.recipients)
 
     def _loop(self, message: Message) -> Reason | None:
         if message.count("received") > self.service.max_received:  # RFC 5321 section 6.3
@@ -192,7 +191,7 @@ class Completion:
         results: Results | None,
     ) -> None:
         """Submit the envelopes that cannot go on in the MTA's own transaction."""
-        identity = identity_of(self.mail.sender_argument, message)
+        identity = identity_of(self.mail.sender_argument, message, self.queue_id)
         deliveries = [delivery for envelope in envelopes for delivery in envelope.deliveries]
         submission = reinjector.begin(identity, [d.address.path for d in deliveries])
         try:
@@ -203,6 +202,7 @@ class Completion:
                     copy = self._copy(replace(envelope, deliveries=wanted), message, results)
                     submission.submit(copy)
                 measures.reinjections.inc("submitted" if left else "repeated")
+            submission.finish()
         finally:
             # When it fails half-way, the log tells who got the message.
             self.mail.notes.update(submission.notes)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from aliasmilter.mail.address import Address
+from aliasmilter.mail.address import Address, whole_address
 from aliasmilter.mail.message import QUARANTINE_HEADER, HeaderField
 from aliasmilter.routing.plan import Recipient
 
@@ -12,23 +12,28 @@ HEADER = QUARANTINE_HEADER
 def notes(recipients: Sequence[Recipient], visible: Sequence[HeaderField]) -> list[str]:
     """The values of the header: original recipient, rule and reason of each hit.
 
-    Who else gets the message must not learn of a Bcc from it: then the recipient is only named
-    in the log.
+    Who else gets the message must not learn of a Bcc from it, another quarantine's reader neither:
+    then the recipient is only named in the log.
 
     Args:
         recipients: of the message.
         visible: the fields in which all of them can read addresses (To, Cc).
     """
     kept_away = [recipient for recipient in recipients if recipient.decision.quarantined]
-    alone = len(kept_away) == len(recipients)
+    shared = len(kept_away) < len(recipients)
+    readers = {final.address.key for r in kept_away for final in r.decision.finals}
     found = []
     for recipient in kept_away:
         address = recipient.decision.address
-        known = alone or _is_named(address, visible)
+        named = _is_named(address, visible)
         for hit in recipient.decision.quarantined:
-            who = ascii_only(str(address)) if known else "undisclosed"
-            rule = ascii_only(hit.rule) if known else f"alias:{hit.address.domain}"
-            found.append(f"recipient={who};\n\trule={rule}; reason={hit.reason}")
+            if named or (not shared and len(readers) == 1):
+                what = f"recipient={ascii_only(str(address))};\n\trule={ascii_only(hit.rule)}"
+            elif shared:
+                continue  # that there is a Bcc at all would be told
+            else:
+                what = "recipient=undisclosed"
+            found.append(f"{what}; reason={hit.reason}")
     return list(dict.fromkeys(found))
 
 
@@ -46,5 +51,5 @@ def ascii_only(text: str) -> str:
 
 
 def _is_named(address: Address, visible: Sequence[HeaderField]) -> bool:
-    wanted = str(address).lower().encode()
-    return any(wanted in field.unfolded.lower() for field in visible)
+    wanted = whole_address(address)
+    return any(wanted.search(field.unfolded) for field in visible)

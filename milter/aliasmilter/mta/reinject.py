@@ -11,9 +11,10 @@ import smtplib
 import socket
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from aliasmilter.mail.message import Message
 from aliasmilter.routing.lookup import Unavailable
@@ -22,7 +23,8 @@ from aliasmilter.routing.lookup import Unavailable
 MAX_RECIPIENTS = 100
 # Postfix says "2.0.0 Ok: queued as 4Tz8Qk1x2y", Sendmail "2.0.0 5BK... Message accepted ...".
 _QUEUE_ID = re.compile(r"queued as (\w+)|^(?:[0-9.]+ )?(\w+) Message accepted")
-_IDENTIFYING = (b"message-id", b"date", b"from", b"to", b"cc", b"subject")
+_LASTING = (b"from", b"to", b"cc", b"subject")
+_IDENTIFYING = (b"message-id", b"date", *_LASTING)
 # The parameters of MAIL that a copy keeps, and the extension that each belongs to.
 _EXTENSIONS = {"BODY": "8bitmime", "SMTPUTF8": "smtputf8", "RET": "dsn", "ENVID": "dsn"}
 
@@ -48,6 +50,19 @@ class Copy:
     content: bytes
 
 
+class Memory(Protocol):
+    """What knows who was served; each method raises Unavailable."""
+
+    def known(self, keys: Sequence[str], /) -> Collection[str]:
+        """Those of these keys that were remembered."""
+
+    def remember(self, keys: Sequence[str], /) -> None:
+        """Remember them for a day."""
+
+    def forget(self, keys: Sequence[str], /) -> None:
+        """Forget them."""
+
+
 class Reinjector:
     """Submits copies, each recipient once.
 
@@ -56,35 +71,27 @@ class Reinjector:
         hostname: of this mail system; what we say in EHLO is made of it.
         timeout: seconds for all the copies of a message: the MTA that waits for us meanwhile
             must not give up first.
-        known: of these keys, which were remembered; raises Unavailable.
-        remember: remembers keys for a day; raises Unavailable.
+        memory: the store's.
     """
 
-    def __init__(
-        self,
-        server: str,
-        hostname: str,
-        timeout: float,
-        known: Callable[[Sequence[str]], Collection[str]],
-        remember: Callable[[Sequence[str]], None],
-    ) -> None:
+    def __init__(self, server: str, hostname: str, timeout: float, memory: Memory) -> None:
         host, _, port = server.rpartition(":")
         self._server = (host.strip("[]"), int(port))
         self._timeout = timeout
-        self._known = known
-        self._remember = remember
+        self.memory = memory
         self.helo = f"alias-milter.{hostname}"
 
-    def begin(self, identity: str, paths: Iterable[str]) -> "Submission":
+    def begin(self, identity: "Identity", paths: Iterable[str]) -> "Submission":
         """Begin with a message: its time runs from here.
 
         Args:
             identity: of the original message, the same at each try of its sender.
             paths: of all who are to get a copy.
         """
-        submission = Submission(self, {p: _key(identity, p) for p in paths}, self._timeout)
+        keys = {path: _key(identity.digest, path) for path in paths}
+        submission = Submission(self, keys, self._timeout, is_certain=identity.is_certain)
         try:
-            submission.served = frozenset(self._known(list(submission.keys.values())))
+            submission.served = frozenset(self.memory.known(list(submission.keys.values())))
         except Unavailable as error:
             # A copy too many at worst; refusing would not make it fewer.
             submission.forgetful = str(error)
@@ -111,10 +118,6 @@ class Reinjector:
             raise ReinjectError(_describe(error, deadline)) from error
         return reply
 
-    def remember(self, keys: Sequence[str]) -> None:
-        """Remember who was served. Raises Unavailable."""
-        self._remember(keys)
-
 
 @dataclass(slots=True)
 class Submission:
@@ -124,6 +127,7 @@ class Submission:
         reinjector: submits them.
         keys: what each recipient's path is remembered by.
         seconds: for all of them.
+        is_certain: another message with the same keys is the same message.
         served: the keys of those that got theirs at an earlier try of the sender.
         forgetful: why a retry will not be recognised, or "".
         done: who was submitted, and as what, for the log.
@@ -132,6 +136,7 @@ class Submission:
     reinjector: Reinjector
     keys: dict[str, str]
     seconds: float
+    is_certain: bool = True
     served: frozenset[str] = frozenset()
     forgetful: str = ""
     done: list[str] = field(default_factory=list)
@@ -169,11 +174,18 @@ class Submission:
             self.done.append(f"{' '.join(recipients)} as {queue_id}")
             self._remember([self.keys[path] for path in recipients])
 
+    def finish(self) -> None:
+        """Everybody has got the message: the next one that looks like it is another one."""
+        if self.is_certain:
+            return  # or a sender that did not hear of it, and tries again
+        with suppress(Unavailable):  # at worst it is taken for a retry for a day
+            self.reinjector.memory.forget(list(self.keys.values()))
+
     def _remember(self, keys: Sequence[str]) -> None:
         if self.forgetful:
             return  # asking a store that is away again would cost its time-out each time
         try:
-            self.reinjector.remember(keys)
+            self.reinjector.memory.remember(keys)
         except Unavailable as error:
             self.forgetful = str(error)
 
@@ -247,17 +259,42 @@ def mail_parameters(parameters: Sequence[bytes]) -> tuple[str, ...]:
     )
 
 
-def identity_of(sender: str, message: Message) -> str:
-    """What a message is recognised by when its sender tries again: who wrote what.
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What a message is recognised by when its sender tries again.
 
-    Fields that the next try may bring anew, such as Received, do not count.
+    Attributes:
+        digest: of who wrote what.
+        is_certain: its sender has given it a Message-ID. Without, two alerts with the same words
+            have one digest.
     """
+
+    digest: str
+    is_certain: bool
+
+
+def identity_of(sender: str, message: Message, queue_id: str) -> Identity:
+    """The identity of a message.
+
+    Fields that the next try may bring anew, such as Received, do not count. Nor do Message-ID and
+    Date where the MTA has added them (RFC 6409 section 8), which it does under a new queue id at
+    each try.
+
+    Args:
+        sender: the argument of MAIL.
+        message: as it came in.
+        queue_id: of this try, or "".
+    """
+    identifiers = message.fields("message-id")
+    is_certain = bool(identifiers) and not (
+        queue_id and any(queue_id.encode() in field.value for field in identifiers)
+    )
     digest = hashlib.sha256(sender.encode("utf-8", "surrogateescape"))
-    for name in _IDENTIFYING:
+    for name in _IDENTIFYING if is_certain else _LASTING:
         for header in message.by_name.get(name, ()):
             digest.update(header.as_bytes())
     digest.update(message.body)
-    return digest.hexdigest()
+    return Identity(digest.hexdigest(), is_certain)
 
 
 def _key(identity: str, path: str) -> str:

@@ -166,7 +166,9 @@ class Session:
     def _decide_address(self, address: Address) -> Decision:
         if address is _NOBODY:
             return Decision(address, Reason.MALFORMED, problem="no address")
-        if len(self._mail.recipients) >= self._service.limits.recipients:
+        # Mail handed in on this host cannot be split by whoever hands it in.
+        local = self._connection.client.is_local_submission
+        if len(self._mail.recipients) >= self._service.limits.recipients and not local:
             return Decision(address, Reason.TOO_MANY_RECIPIENTS)
         try:
             if objection := self._objection():
@@ -232,10 +234,7 @@ class Session:
         local = self._connection.client.is_local_submission
         if handling.strict != mail.handling.strict and not local:
             return True  # it may be refused at the end, and nobody else with it
-        if self._service.reinjector:
-            # A milter can hold one envelope only: that of the MTA's own transaction.
-            return len({h for h in mail.handlings | handlings_of(decision) if h.held}) > 1
-        return handling != mail.handling and not local
+        return handling != mail.handling and not local and not self._service.reinjector
 
     def _left_to_the_mta(self, decision: Decision) -> Decision:
         """Mail handed in on this host: what we would refuse for now waits as a whole."""

@@ -98,7 +98,7 @@ class Maps:
 
     def _senders(self, address: Address) -> Answer:
         """The logins that may send as an address: the mailboxes it leads to."""
-        found = owners(self._decide(address), self._decider.policy)
+        found = owners(self._decide(address))
         return ",".join(str(mailbox) for mailbox in found) or None
 
     def _aliases(self, address: Address) -> Answer:

@@ -1,6 +1,5 @@
 """Mail of our own users: who may send as what, and answers that must not show the mailbox."""
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -10,10 +9,10 @@ from aliasmilter.config import SubmissionSection
 from aliasmilter.forwarding.author import NoAuthorError, author_addresses
 from aliasmilter.forwarding.decider import Decider
 from aliasmilter.forwarding.identity import Keeper, Token, answered, message_id
-from aliasmilter.mail.address import Address, AddressError, parse_address
+from aliasmilter.mail.address import Address, AddressError, parse_address, whole_address
 from aliasmilter.mail.message import HeaderField, Message
 from aliasmilter.mail.replies import Reason
-from aliasmilter.routing.decision import Decision, Policy
+from aliasmilter.routing.decision import Decision
 from aliasmilter.routing.lookup import Unavailable
 from aliasmilter.routing.ownership import owners
 from aliasmilter.routing.plan import Recipient
@@ -48,7 +47,7 @@ class Memory:
     get: Callable[[Sequence[str]], Sequence[bytes | None]]
     put: Callable[[Sequence[Token]], None]
 
-    def note(self, message: Message, recipients: Sequence[Recipient], policy: Policy) -> None:
+    def note(self, message: Message, recipients: Sequence[Recipient]) -> None:
         """Remember the message for each mailbox here that it reaches through an alias."""
         identifier = message_id(message)
         if identifier is None:
@@ -57,7 +56,7 @@ class Memory:
             self.keeper.token(identifier, mailbox, recipient.decision.address)
             for recipient in recipients
             if recipient.decision.reason is Reason.ALIAS
-            for mailbox in owners(recipient.decision, policy)
+            for mailbox in owners(recipient.decision)
             if mailbox.key != recipient.decision.address.key
         ]
         if tokens:
@@ -135,7 +134,7 @@ class Submission:
             return None
         if decision.reply and decision.reply.is_temporary:
             return decision
-        if {owner.key for owner in owners(decision, self.decider.policy)} & self._mailboxes(login):
+        if {owner.key for owner in owners(decision)} & self._mailboxes(login):
             return None
         return Decision(
             sender,
@@ -184,7 +183,7 @@ class Submission:
             decision = self.decider.decide(author)
             if decision.reason is not Reason.MAILBOX:
                 continue  # an alias: that is what is to be shown
-            for mailbox in owners(decision, self.decider.policy):
+            for mailbox in owners(decision):
                 if alias := self.memory.alias(identifiers, mailbox):
                     return Answer(author, alias)
         return None
@@ -198,11 +197,7 @@ class Submission:
 
 def disguised(message: Message, answer: Answer) -> dict[int, HeaderField]:
     """The fields that show the mailbox, by position, as they show the alias instead."""
-    shown = re.compile(
-        rb"(?<![A-Za-z0-9!#$%%&'*+/=?^_`{|}~.-])%b(?![A-Za-z0-9-]|\.[A-Za-z0-9])"
-        % re.escape(str(answer.author).encode()),
-        re.IGNORECASE,
-    )
+    shown = whole_address(answer.author)
     alias = str(answer.alias).encode()
     return {
         position: HeaderField(found.name, changed)

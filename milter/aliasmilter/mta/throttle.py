@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from aliasmilter.config import LimitsSection
 from aliasmilter.mail.address import Address
+from aliasmilter.mta.harvest import client_of
 
 WINDOW = 3600  # seconds
 
@@ -44,7 +45,7 @@ class Throttle:
         if self.per_address:
             limits[_digest("address", address.key)] = self.per_address
         if self.per_client and client_ip:
-            limits[_digest("client", client_ip)] = self.per_client
+            limits[_digest("client", client_of(client_ip))] = self.per_client
         if not limits:
             return False
         counted = self.count(list(limits), WINDOW)

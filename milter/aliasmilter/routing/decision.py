@@ -32,11 +32,14 @@ class Final:
         address: who.
         leaves: the mail is handed to another system on behalf of an alias.
         held: the MTA keeps it in its hold queue.
+        mailbox: the address without the subaddress that came along; None: there is none, as far as
+            the rules tell.
     """
 
     address: Address
     leaves: bool = False
     held: bool = False
+    mailbox: Address | None = None
 
 
 @dataclass(frozen=True, slots=True)

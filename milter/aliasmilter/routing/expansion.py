@@ -122,7 +122,8 @@ class Expansion:
             return _invalid(f"domain:{hop.second_of}", problem)
         if hop.carried.domain in self.policy.local_domains or not hop.is_target:
             says = "delivered here" if hop.is_target else "not managed: the MTA decides"
-            return Outcome(final=Final(hop.carried, held=hop.held), says=says)
+            final = Final(hop.carried, held=hop.held, mailbox=hop.plain)
+            return Outcome(final=final, says=says)
         # A subaddress means something to us, nothing to somebody else's system.
         return Outcome(
             final=Final(hop.plain, leaves=True, held=hop.held), says="leaves for another system"
@@ -139,7 +140,7 @@ class Expansion:
             return Outcome(hops=hops, says="subaddress as this domain writes it")
         name, detail = self._match(found, delimiter)
         if name is None:
-            return self._unknown(settings)
+            return self._unknown(settings, delimiter)
         rule_name = f"alias:{hop.carried.domain} {name}"
         raw = found.rules[name]
         try:
@@ -178,10 +179,17 @@ class Expansion:
                     return pattern, ""
         return (CATCH_ALL if CATCH_ALL in rules else None), ""
 
-    def _unknown(self, settings: Settings) -> Outcome:
+    def _unruled(self, delimiter: str) -> Address:
+        """The mailbox of an address without a rule: its subaddress is what looks like one."""
+        plain = self.hop.plain
+        parts = split_subaddress(plain.local, delimiter)
+        return Address(parts[0], plain.domain) if parts else plain
+
+    def _unknown(self, settings: Settings, delimiter: str) -> Outcome:
         hop = self.hop
         if settings.unknown_passes:
-            return Outcome(final=Final(hop.carried, held=hop.held), says="passed to the MTA")
+            final = Final(hop.carried, held=hop.held, mailbox=self._unruled(delimiter))
+            return Outcome(final=final, says="passed to the MTA")
         if hop.rule:
             # A mistake in the rules must not bounce mail: it waits at the sender.
             problem = f"its target {hop.carried} has no rule"
@@ -208,7 +216,9 @@ class Expansion:
     def _targets(self, rule: Rule, name: str, detail: str) -> Outcome:
         hops = [self._hop(target, name, detail) for target in rule.targets]
         itself = [hop for hop in hops if hop.carried.key == self.hop.carried.key]
-        final = Final(self.hop.carried, held=self.hop.held) if itself else None
+        address = self.hop.carried
+        mailbox = Address(address.local.removesuffix(detail), address.domain)
+        final = Final(address, held=self.hop.held, mailbox=mailbox) if itself else None
         others = tuple(hop for hop in hops if hop not in itself)
         return Outcome(final=final, hops=others, targets=hops)
 

@@ -6,7 +6,7 @@ MTA's own transaction carries the first, and the others are submitted anew. Wher
 possible, `merge` makes one of all.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from aliasmilter.mail.address import Address
@@ -112,7 +112,7 @@ def handling_of(decision: Decision) -> Handling | None:
 
 def merge(recipients: Sequence[Recipient]) -> tuple[Envelope, ...]:
     """One envelope for all; none when nobody gets the mail."""
-    placed = list(_placed(recipients))
+    placed = _placed(recipients)
     if not placed:
         return ()
     # The strictest wins: SRS for all rather than a failed SPF for some.
@@ -125,14 +125,18 @@ def merge(recipients: Sequence[Recipient]) -> tuple[Envelope, ...]:
 
 
 def partition(recipients: Sequence[Recipient]) -> tuple[Envelope, ...]:
-    """An envelope for each handling; none when nobody gets the mail.
+    """An envelope for each handling, one for all that is held; none when nobody gets the mail.
 
-    The first is for the MTA's own transaction: one that is held, since only there a milter can
+    The first is for the MTA's own transaction: the one that is held, since only there a milter can
     hold; else one that stays.
     """
+    placed = _placed(recipients)
+    held = [handling for handling, _ in placed if handling.held]
+    strictest = next((handling for handling in held if handling.leaves), None)
     groups: dict[Handling, list[Delivery]] = {}
-    for handling, delivery in _placed(recipients):
-        groups.setdefault(handling, []).append(delivery)
+    for handling, delivery in placed:
+        whole = (strictest or held[0]) if handling.held else handling
+        groups.setdefault(whole, []).append(delivery)
     envelopes = [Envelope(handling, tuple(group)) for handling, group in groups.items()]
     return tuple(sorted(envelopes, key=lambda e: (not e.handling.held, e.handling.leaves)))
 
@@ -177,17 +181,19 @@ def _handling(decision: Decision, finals: Sequence[Final]) -> Handling:
     )
 
 
-def _placed(recipients: Sequence[Recipient]) -> Iterator[tuple[Handling, Delivery]]:
-    """Each person once, with the handling of the way that reaches them first."""
-    seen: set[str] = set()
+def _placed(recipients: Sequence[Recipient]) -> list[tuple[Handling, Delivery]]:
+    """Each person once, with the handling of the way that reaches them first.
+
+    Somebody also reached by a way that holds nothing is not held.
+    """
+    placed: dict[str, tuple[Handling, Delivery]] = {}
     for recipient in recipients:
         for final in recipient.decision.finals:
-            if final.address.key not in seen:
-                seen.add(final.address.key)
-                yield (
-                    _handling(recipient.decision, (final,)),
-                    Delivery(final.address, recipient),
-                )
+            known = placed.get(final.address.key)
+            if known is None or (known[0].held and not final.held):
+                handling = _handling(recipient.decision, (final,))
+                placed[final.address.key] = handling, Delivery(final.address, recipient)
+    return list(placed.values())
 
 
 def _kept(envelope: Envelope, recipients: Sequence[Recipient]) -> frozenset[str]:

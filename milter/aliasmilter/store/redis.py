@@ -104,6 +104,14 @@ class AliasStore:
         """
         self.ask([("SET", reinjected_key(digest), 1, "EX", REMEMBERED) for digest in digests])
 
+    def forget(self, digests: Sequence[str]) -> None:
+        """Forget submissions.
+
+        Raises:
+            Unavailable: no answer in time.
+        """
+        self.ask([("DEL", reinjected_key(digest)) for digest in digests])
+
     def count(self, digests: Sequence[str], seconds: int) -> list[int]:
         """Add one to each counter, in one round trip; their values.
 
