@@ -11,6 +11,7 @@ from aliasmilter.mail.address import (
     AddressError,
     parse_address,
     parse_path,
+    readings,
     split_subaddress,
 )
 
@@ -106,3 +107,24 @@ def test_a_subaddress_begins_at_the_first_delimiter() -> None:
     assert split_subaddress("sales+a+b", "+") == ("sales", "a+b")
     assert split_subaddress("+a", "+") is None
     assert split_subaddress("sales+a", "") is None
+
+
+@pytest.mark.parametrize(
+    ("written", "seen", "others"),
+    [
+        ("bob@example.com", "bob@example.com", []),
+        ("bob%example.com@mx.example", "bob@example.com", ["bob@example.com"]),
+        ("bob%example.com@mx.example", "bob%example.com@mx.example", []),
+        ("bob", "bob@Example.com", ["bob@example.com"]),
+        ("bob", "", []),
+        ("bob%example.com", "bob", ["bob@example.com"]),
+        ("example.com!bob", "", ["bob@example.com"]),
+        ('"bob@example.com"@mx.example', "", ["bob@example.com"]),
+        ("bob%example.com.%", "", ["bob@example.com"]),
+        ("bob%", "", []),
+    ],
+)
+def test_what_an_mta_may_take_an_address_for(written: str, seen: str, others: list[str]) -> None:
+    address = parse_path(f"<{written}>".encode())
+    assert address is not None
+    assert [str(other) for other in readings(address, seen)] == others

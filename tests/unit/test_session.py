@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import pytest
 
 from aliasmilter.forwarding.srs import DAY
@@ -325,6 +327,18 @@ def test_somebody_who_is_named_directly_too_is_not_held(
     arguments = ["<x@catch.example>", "<bob@example.com>"]
     edits = scene.send(*(reversed(arguments) if reverse else arguments))
     assert not edits.quarantine
+
+
+def test_a_body_is_let_go_of_when_the_message_is_answered() -> None:
+    scene = start()
+    scene.session.mail(ALICE, [])
+    scene.rcpt("<out@example.com>")
+    tracemalloc.start()
+    scene.session.body(bytes(1_000_000))
+    scene.end()
+    octets, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert octets < 100_000
 
 
 def test_mail_handed_in_on_this_host_may_have_any_number_of_recipients() -> None:

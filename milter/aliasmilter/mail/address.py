@@ -49,6 +49,7 @@ _HOST_LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _COMMON = re.compile(
     rf"([{_ATEXT}]+(?:\.[{_ATEXT}]+)*)@({_HOST_LABEL}(?:\.{_HOST_LABEL})+)", re.ASCII
 )
+_ROUTE = re.compile(r"[%!@]")
 _UNFIT_CATEGORIES = frozenset({"Cc", "Cs", "Cn", "Zl", "Zp"})
 
 
@@ -95,6 +96,48 @@ class Address:
     def path(self) -> str:
         """The address as an argument of MAIL or RCPT: in angle brackets."""
         return f"<{self}>"
+
+
+def readings(address: Address, seen: str) -> tuple[Address, ...]:
+    """What else an MTA may take an address for, which is not as it is written.
+
+    An MTA adds a domain where there is none, and goes on with the route in a local part when the
+    domain is its own: `user%domain`, `domain!user`, `"user@domain"` (RFC 5321 appendix C calls
+    that obsolete; Postfix and Sendmail do it).
+
+    Args:
+        address: as it was written.
+        seen: the address as the MTA resolves it, where it tells; without a domain where its own
+            users get the mail (Sendmail).
+
+    Returns:
+        The other addresses; none when the MTA means what is written.
+    """
+    if "@" in seen:
+        found = _reading(seen)
+        return (found,) if found and found.domain != address.domain else ()
+    local = address.local.strip("%!@.")
+    user, _, domain = local.rpartition("%")
+    host, _, name = local.partition("!")
+    texts = (local, f"{user}@{domain}", f"{name}@{host}")
+    return tuple(found for text in texts if (found := _reading(text)))
+
+
+def is_written_plainly(address: Address) -> bool:
+    """Whether it has a domain, and nothing in it that an MTA could take for a route."""
+    return bool(address.domain) and _ROUTE.search(address.local) is None
+
+
+def is_postmaster(address: Address) -> bool:
+    """Whether it is `<postmaster>`, which every host takes (RFC 5321 section 4.5.1)."""
+    return not address.domain and local_key(address.local) == "postmaster"
+
+
+def _reading(text: str) -> Address | None:
+    try:
+        return parse_address(text.removesuffix("."), any_dots=True)
+    except AddressError:
+        return None
 
 
 def whole_address(address: Address) -> re.Pattern[bytes]:

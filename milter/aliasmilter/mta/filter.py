@@ -39,8 +39,8 @@ _NO_REPLY = Milter.P_NR_CONN | Milter.P_NR_HELO | Milter.P_NR_MAIL | Milter.P_NR
 _MACROS = {
     Milter.M_CONNECT: "v",
     Milter.M_HELO: "v",
-    Milter.M_ENVFROM: "i {auth_authen}",
-    Milter.M_ENVRCPT: "i",
+    Milter.M_ENVFROM: "i {auth_authen} {mail_addr}",
+    Milter.M_ENVRCPT: "i {rcpt_addr}",
     Milter.M_DATA: "i",
     Milter.M_EOH: "i",
     Milter.M_EOM: "i",
@@ -107,7 +107,8 @@ class Filter:
     def envfrom(self, argument: bytes, *parameters: bytes) -> int:
         """MAIL."""
         self.part.in_transaction = True
-        self._session.mail(argument, parameters, self._macro("{auth_authen}"))
+        login = self._macro("{auth_authen}")
+        self._session.mail(argument, parameters, login, self._resolved_sender)
         return self._unanswered(Milter.P_NR_MAIL)
 
     def envrcpt(self, argument: bytes, *parameters: bytes) -> int:
@@ -115,7 +116,8 @@ class Filter:
         if self._turned_away:
             measures.recipient(self._turned_away)
             return self._refuse(REPLIES[self._turned_away])
-        reply = self._session.rcpt(argument, parameters, self._macro("i"))
+        queue_id = self._macro("i")
+        reply = self._session.rcpt(argument, parameters, queue_id, self._resolved_recipient)
         return self._refuse(reply) if reply else _CONTINUE
 
     def header(self, name: str, value: bytes) -> int:
@@ -202,6 +204,12 @@ class Filter:
 
     def _unanswered(self, step: int) -> int:
         return _NOREPLY if self._protocol & step else _CONTINUE
+
+    def _resolved_sender(self) -> str:
+        return self._macro("{mail_addr}")
+
+    def _resolved_recipient(self) -> str:
+        return self._macro("{rcpt_addr}")
 
     def _macro(self, name: str) -> str:
         try:

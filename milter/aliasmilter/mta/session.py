@@ -5,12 +5,19 @@ comes out as values. `mta.filter` does the rest.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from aliasmilter import log
 from aliasmilter.forwarding.arc import POSTFIX, Transport
-from aliasmilter.mail.address import Address, AddressError, parse_path
+from aliasmilter.mail.address import (
+    Address,
+    AddressError,
+    is_postmaster,
+    is_written_plainly,
+    parse_path,
+    readings,
+)
 from aliasmilter.mail.replies import REPLIES, Reason, Reply
 from aliasmilter.mta import measures
 from aliasmilter.mta.completion import Completion
@@ -46,6 +53,10 @@ _CALLS_FOR_REPAIR = frozenset(
 )
 
 
+Resolved = Callable[[], str]
+"""Asks for an address as the MTA resolves it; "" when it does not tell."""
+
+
 class Session:
     """The SMTP session of one client."""
 
@@ -73,8 +84,21 @@ class Session:
         """HELO or EHLO: the name the client gives itself."""
         self._connection = replace(self._connection, helo=name)
 
-    def mail(self, argument: bytes, parameters: Sequence[bytes], login: str = "") -> None:
-        """MAIL FROM: whatever was left of an earlier transaction is gone."""
+    def mail(
+        self,
+        argument: bytes,
+        parameters: Sequence[bytes],
+        login: str = "",
+        resolved: Resolved = str,
+    ) -> None:
+        """MAIL FROM: whatever was left of an earlier transaction is gone.
+
+        Args:
+            argument: the reverse-path.
+            parameters: of the command.
+            login: of the client, or "".
+            resolved: the sender as the MTA resolves it.
+        """
         self._mail = mail = Transaction(
             sender_argument=argument.decode("utf-8", "surrogateescape"), login=login
         )
@@ -85,13 +109,34 @@ class Session:
             mail.sender = parse_path(argument, any_dots=True)
         except AddressError as error:
             mail.notes["sender_unchanged"] = str(error)
+        if mail.is_sender_unclear or (mail.sender and not is_written_plainly(mail.sender)):
+            self._read_sender(resolved())
+
+    def _read_sender(self, resolved: str) -> None:
+        """Take the sender for what the MTA takes it for: under that address the mail goes on."""
+        if "@" not in resolved:
+            return
+        for found in readings(self._mail.sender or _NOBODY, resolved):
+            self._mail.sender = found
+            self._mail.notes.pop("sender_unchanged", None)
 
     @measures.rcpt_seconds.timed
     def rcpt(
-        self, argument: bytes, parameters: Sequence[bytes], queue_id: str = ""
+        self,
+        argument: bytes,
+        parameters: Sequence[bytes],
+        queue_id: str = "",
+        resolved: Resolved = str,
     ) -> Reply | None:
-        """RCPT TO: the reply when it is refused, None when it is accepted."""
-        decision = self._decide(argument)
+        """RCPT TO: the reply when it is refused, None when it is accepted.
+
+        Args:
+            argument: the forward-path.
+            parameters: of the command.
+            queue_id: of the message, where it has one already.
+            resolved: the recipient as the MTA resolves it.
+        """
+        decision = self._decide(argument, resolved)
         mail, reply = self._mail, decision.reply
         if reply is not None and self._connection.client.is_local_submission:
             decision = self._left_to_the_mta(decision)
@@ -142,7 +187,8 @@ class Session:
     @measures.message_seconds.timed
     def end_of_message(self, queue_id: str) -> Verdict:
         """The final dot: what is to be done with the message."""
-        mail = self._mail
+        # Not kept until the next MAIL: the client may stay connected, and the body is large.
+        mail, self._mail = self._mail, Transaction()
         if self._broken or mail.broken:
             measures.refused(Reason.INTERNAL_ERROR)
             return Verdict(REPLIES[Reason.INTERNAL_ERROR])
@@ -152,7 +198,7 @@ class Session:
         completion = Completion(self._service, self._connection, mail, queue_id)
         return completion.verdict()
 
-    def _decide(self, argument: bytes) -> Decision:
+    def _decide(self, argument: bytes, resolved: Resolved) -> Decision:
         if self._is_our_own():
             return Decision(_NOBODY, Reason.REINJECT_LOOP, problem=_LOOP)
         if self._broken or self._mail.broken:
@@ -161,9 +207,9 @@ class Session:
             address = parse_path(argument) or _NOBODY
         except AddressError as error:
             return Decision(_NOBODY, Reason.MALFORMED, problem=str(error))
-        return self._decide_address(address)
+        return self._decide_address(address, resolved)
 
-    def _decide_address(self, address: Address) -> Decision:
+    def _decide_address(self, address: Address, resolved: Resolved) -> Decision:
         if address is _NOBODY:
             return Decision(address, Reason.MALFORMED, problem="no address")
         # Mail handed in on this host cannot be split by whoever hands it in.
@@ -173,12 +219,23 @@ class Session:
         try:
             if objection := self._objection():
                 return objection
-            decision = self._watched(self._service.decider.decide(address, self._mail.sender))
-            if decision.reason is Reason.SRS_REVERSED and self._is_too_much(address):
+            decision = self._service.decider.decide(address, self._mail.sender)
+            if decision.reason is Reason.UNMANAGED and not is_postmaster(address):
+                decision = self._read(decision, resolved)
+            decision = self._watched(decision)
+            if decision.reason is Reason.SRS_REVERSED and self._is_too_much(decision.address):
                 return Decision(address, Reason.SRS_THROTTLED)
         except Unavailable as error:
             return Decision(address, Reason.STORE_UNAVAILABLE, problem=str(error))
         return self._fit(decision)
+
+    def _read(self, decision: Decision, resolved: Resolved) -> Decision:
+        """The decision for what the MTA takes the recipient for: rules cannot be gone round."""
+        for address in readings(decision.address, resolved()):
+            other = self._service.decider.decide(address, self._mail.sender)
+            if other.reason is not Reason.UNMANAGED:
+                return other
+        return decision
 
     def _is_too_much(self, address: Address) -> bool:
         """Whether this is one message too many to a return address; bounces never are."""
@@ -206,6 +263,9 @@ class Session:
         mail, submission = self._mail, self._service.submission
         if submission is None or not mail.login or mail.recipients:
             return None  # nobody is accepted before it was asked
+        if submission.owners_only and mail.is_sender_unclear:
+            text = f"{mail.sender_argument} is no address that {mail.login} may send from"
+            mail.objection = Decision(_NOBODY, Reason.NOT_OWNER, text=text)
         mail.objection = mail.objection or submission.objection(mail.login, mail.sender)
         return mail.objection
 

@@ -126,6 +126,13 @@ class Transaction:
         """Whether the message may name UTF-8 addresses (RFC 6531 section 3.4)."""
         return "SMTPUTF8" in self.parameters
 
+    @property
+    def is_sender_unclear(self) -> bool:
+        """Whether it is nobody that we know of, without being the null reverse-path."""
+        if self.sender is None:
+            return self.sender_argument not in ("<>", "")
+        return not self.sender.domain
+
     def keep_header(self, name: bytes, value: bytes, limits: LimitsSection) -> None:
         """Keep a header field, unless there are too many: then none is kept any more."""
         self.header_octets += len(name) + len(value)
