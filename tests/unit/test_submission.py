@@ -183,6 +183,27 @@ def test_an_answer_shows_the_alias_instead_of_the_mailbox() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "field",
+    [
+        ("From", ' "bob"@example.com'),
+        ("From", " bob(x)@example.com"),
+        ("Reply-To", " bob+later@example.com"),
+    ],
+)
+def test_an_answer_that_would_still_show_the_mailbox_is_refused(field: tuple[str, str]) -> None:
+    fields = [field] if field[0] == "From" else [("From", f" {BOB}"), field]
+    result = sent(asked(scene("rewrite")), BOB, BOB, *fields, REPLY)
+    assert isinstance(result, Verdict)
+    assert str(result.reply).startswith("550 5.7.1 This answers mail to <sales@example.com>")
+
+
+def test_an_answer_from_a_subaddress_shows_the_alias_in_the_envelope_too() -> None:
+    made = asked(scene("rewrite"))
+    answer = edits(sent(made, BOB, "bob+x@example.com", ("From", f" {BOB}"), REPLY))
+    assert answer.sender == "<sales@example.com>"
+
+
 def test_an_answer_can_be_refused_with_the_alias_to_use() -> None:
     result = sent(asked(scene("reject")), BOB, BOB, ("From", f" {BOB}"), REPLY)
     assert isinstance(result, Verdict)

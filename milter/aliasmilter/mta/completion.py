@@ -76,7 +76,8 @@ class Completion:
         if outgoing.answer:
             self.mail.changed = numbered(message, outgoing.changed)
             self.mail.notes["shown_as"] = outgoing.answer.alias.path
-            if self.mail.sender and self.mail.sender.key == outgoing.answer.author.key:
+            author, sender = outgoing.answer.author, self.mail.sender
+            if sender and submission.is_of_one_mailbox(sender, author):
                 self.mail.sender = outgoing.answer.alias
                 self.mail.sender_argument = outgoing.answer.alias.path
                 self.mail.new_sender = outgoing.answer.alias.path

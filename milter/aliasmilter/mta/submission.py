@@ -1,6 +1,7 @@
 """Mail of our own users: who may send as what, and answers that must not show the mailbox."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -134,7 +135,7 @@ class Submission:
             return None
         if decision.reply and decision.reply.is_temporary:
             return decision
-        if {owner.key for owner in owners(decision)} & self._mailboxes(login):
+        if _keys(decision) & self._mailboxes(login):
             return None
         return Decision(
             sender,
@@ -154,9 +155,23 @@ class Submission:
             return Outgoing(refusal)
         changed = disguised(message, answer)
         if self.identity is IdentityMode.REWRITE and all(map(_is_utf8, changed.values())):
-            return Outgoing(None, answer, changed)
+            after = message.with_changed_fields(changed)
+            # Written in a way that was not found: `bob(x)@example.com`, `"bob"@`, `bob+x@`.
+            if not any(self.is_of_one_mailbox(a, answer.author) for a in _shown(after)):
+                return Outgoing(None, answer, changed)
         text = f"This answers mail to <{answer.alias}>: send it from there, not <{answer.author}>"
         return Outgoing(Decision(answer.author, Reason.SHOWS_MAILBOX, text=text))
+
+    def is_of_one_mailbox(self, address: Address, author: Address) -> bool:
+        """Whether an address is that of the author's mailbox itself, a subaddress included.
+
+        Raises:
+            Unavailable: the store does not answer.
+        """
+        decision = self.decider.decide(address)
+        if decision.reason is not Reason.MAILBOX:
+            return False
+        return not _keys(decision).isdisjoint(_keys(self.decider.decide(author)))
 
     def _author_objection(self, login: str, message: Message) -> Decision | None:
         """Why the login may not send as one of the addresses in From; None when it may."""
@@ -216,6 +231,20 @@ def numbered(
         same = [one.key for one in message.headers[: position + 1]].count(new.key)
         found.append((new.name.decode("ascii"), same, new.value.decode("utf-8")))
     return tuple(found)
+
+
+def _keys(decision: Decision) -> set[str]:
+    return {owner.key for owner in owners(decision)}
+
+
+def _shown(message: Message) -> list[Address]:
+    """The addresses in the fields that show who wrote it; what cannot be read shows nobody."""
+    found: list[Address] = []
+    for field_ in message.headers:
+        if field_.key in SHOWING:
+            with suppress(NoAuthorError):
+                found += author_addresses(Message((HeaderField(b"From", field_.value),)))
+    return found
 
 
 def _is_utf8(changed: HeaderField) -> bool:
