@@ -44,8 +44,8 @@ def test_an_mta_that_takes_lists_of_macros_is_asked_for_few(mta: Mta) -> None:
     assert mta.macro_lists == {
         constants.SMFIM_CONNECT: "v",
         constants.SMFIM_HELO: "v",
-        constants.SMFIM_ENVFROM: "i {auth_authen}",
-        constants.SMFIM_ENVRCPT: "i",
+        constants.SMFIM_ENVFROM: "i {auth_authen} {mail_addr}",
+        constants.SMFIM_ENVRCPT: "i {rcpt_addr}",
         constants.SMFIM_DATA: "i",
         constants.SMFIM_EOM: "i",
         constants.SMFIM_EOH: "i",

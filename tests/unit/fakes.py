@@ -73,9 +73,10 @@ class Listener(Reinjector):
         super().__init__("127.0.0.1:1", "mx.example.net", 1.0, Served())
         self.copies: list[Copy] = []
         self.fails = False
+        self.fails_for = ""
 
     def send(self, copy: Copy, deadline: float) -> str:
-        if self.fails:
+        if self.fails or self.fails_for in copy.recipients:
             raise ReinjectError("451 not now")
         self.copies.append(copy)
         return f"2.0.0 Ok: queued as Q{len(self.copies)}"

@@ -329,6 +329,27 @@ def test_somebody_who_is_named_directly_too_is_not_held(
     assert not edits.quarantine
 
 
+def test_a_retry_for_fewer_recipients_serves_nobody_a_second_time() -> None:
+    listener = Listener()
+    scene = start(listener=listener)
+    identified = ("Message-ID", b" <1@bank.example>")
+    scene.session.mail(ALICE, [])
+    scene.rcpt("<bob@example.com>", "<out@example.com>", "<out@own.example>")
+    listener.fails_for = "<you@gmail.example>"
+    assert str(scene.end(identified).reply).startswith("451")
+    scene.session.mail(ALICE, [])
+    scene.rcpt("<out@example.com>")
+    verdict = scene.end(identified)
+    assert (verdict.reply, verdict.discard) == (None, True)
+    scene.session.mail(ALICE, [])
+    scene.rcpt("<out@example.com>", "<out@own.example>")
+    listener.fails_for = ""
+    assert scene.end(identified).discard
+    assert [list(copy.recipients) for copy in listener.copies] == [
+        ["<me@gmail.example>"], ["<you@gmail.example>"],
+    ]  # fmt: skip
+
+
 def test_a_body_is_let_go_of_when_the_message_is_answered() -> None:
     scene = start()
     scene.session.mail(ALICE, [])

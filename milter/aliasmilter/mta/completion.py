@@ -16,7 +16,7 @@ from aliasmilter.forwarding.trace import HEADER as TRACE_HEADER
 from aliasmilter.mail.message import HeaderField, Message
 from aliasmilter.mail.replies import REPLIES, Reason
 from aliasmilter.mta import measures, quarantine
-from aliasmilter.mta.reinject import Copy, ReinjectError, Reinjector, identity_of
+from aliasmilter.mta.reinject import Copy, ReinjectError, Reinjector, Submission, identity_of
 from aliasmilter.mta.service import Service
 from aliasmilter.mta.submission import Outgoing, numbered
 from aliasmilter.mta.transaction import (
@@ -129,13 +129,18 @@ class Completion:
         if others and _CONTROL.search(self.mail.sender_argument):
             # It could not be handed over, today or tomorrow: no 4xx for what a sender can cause.
             return self._refused(Reason.SENDER_MALFORMED)
-        if others and self.service.reinjector:
+        reinjector = self.service.reinjector
+        if reinjector and (others or own.handling.leaves):
             try:
-                self._submit(self.service.reinjector, others, message, results)
+                own = self._submit(reinjector, own, others, message, results)
             except ReinjectError as error:
                 measures.reinjections.inc("failed")
                 self.mail.notes["problem"] = f"[reinject] server: {error}"
                 return self._refused(Reason.REINJECT_FAILED)
+        if not own.deliveries:
+            measures.accepted("discarded")
+            self._log("discarded")
+            return Verdict(discard=True)
         edits = Edits(
             recipients=recipient_edits(own, self.mail.recipients),
             sender=self._srs_sender(own.handling) or self.mail.new_sender,
@@ -187,26 +192,32 @@ class Completion:
     def _submit(
         self,
         reinjector: Reinjector,
-        envelopes: Sequence[Envelope],
+        own: Envelope,
+        others: Sequence[Envelope],
         message: Message,
         results: Results | None,
-    ) -> None:
-        """Submit the envelopes that cannot go on in the MTA's own transaction."""
+    ) -> Envelope:
+        """Submit the envelopes that cannot go on in the MTA's own transaction.
+
+        Returns:
+            The one for that transaction, without those who got the message at an earlier try, when
+            there were other recipients and theirs was submitted.
+        """
         identity = identity_of(self.mail.sender_argument, message, self.queue_id)
-        deliveries = [delivery for envelope in envelopes for delivery in envelope.deliveries]
+        deliveries = [delivery for each in (own, *others) for delivery in each.deliveries]
         submission = reinjector.begin(identity, [d.address.path for d in deliveries])
         try:
-            for envelope in envelopes:
-                left = set(submission.left(d.address.path for d in envelope.deliveries))
-                if left:
-                    wanted = tuple(d for d in envelope.deliveries if d.address.path in left)
-                    copy = self._copy(replace(envelope, deliveries=wanted), message, results)
-                    submission.submit(copy)
-                measures.reinjections.inc("submitted" if left else "repeated")
+            for envelope in others:
+                left = _left(envelope, submission)
+                if left.deliveries:
+                    submission.submit(self._copy(left, message, results))
+                measures.reinjections.inc("submitted" if left.deliveries else "repeated")
+            left = _left(own, submission) if identity.is_certain else own
             submission.finish()
         finally:
             # When it fails half-way, the log tells who got the message.
             self.mail.notes.update(submission.notes)
+        return left
 
     def _copy(self, envelope: Envelope, message: Message, results: Results | None) -> Copy:
         """The message as one envelope's recipients get it."""
@@ -325,6 +336,14 @@ class Completion:
             **fields,
             **self.mail.notes,
         )
+
+
+def _left(envelope: Envelope, submission: Submission) -> Envelope:
+    """The envelope for those who did not get the message at an earlier try."""
+    left = set(submission.left(d.address.path for d in envelope.deliveries))
+    return replace(
+        envelope, deliveries=tuple(d for d in envelope.deliveries if d.address.path in left)
+    )
 
 
 def _rewritten(recipients: Sequence[Recipient]) -> list[str]:
