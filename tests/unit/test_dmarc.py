@@ -16,6 +16,7 @@ from aliasmilter.forwarding.results import (
     SpfResult,
     Verdict,
 )
+from aliasmilter.forwarding.suffixes import registrable_domain
 from aliasmilter.mail.message import HeaderField, Message
 from tests.harness.dns import Zone, ZoneResolver
 
@@ -170,7 +171,7 @@ REJECT = policy("v=DMARC1; p=reject")
     ],
 )
 def test_alignment(record: str, author: str, other: str, verdict: str) -> None:
-    zone = policy(f"v=DMARC1; {record}", dmarc.organizational_domain(author))
+    zone = policy(f"v=DMARC1; {record}", registrable_domain(author))
     assert evaluate(zone, author, dkim=signed(other))[0] == verdict
     assert evaluate(zone, author, spf=SpfResult(Verdict.PASS, other))[0] == verdict
 

@@ -10,7 +10,7 @@ import click
 
 from aliasmilter.admin.counted import read_counted
 from aliasmilter.admin.output import Form, show_json, show_rows
-from aliasmilter.forwarding.dmarc import organizational_domain
+from aliasmilter.forwarding.suffixes import registrable_domain
 from aliasmilter.routing.lookup import Unavailable
 from aliasmilter.routing.rules import RuleError, parse_rule
 from aliasmilter.store.schema import VENDORS_PREFIX
@@ -59,7 +59,7 @@ def find(
         vendor = _vendor(rules.get(local, b""))
         if vendor is None:
             continue
-        own = organizational_domain(vendor)
+        own = registrable_domain(vendor)
         for who, what in sorted(senders.items(), key=lambda one: (-one[1].count, one[0])):
             if who != own:
                 yield Leak(f"{local}@{domain}", vendor, who, what.count, what.first, what.last)

@@ -7,13 +7,12 @@ and knows neither `np` nor temporary errors.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache, lru_cache
-
-from publicsuffixlist import PublicSuffixList
+from functools import lru_cache
 
 from aliasmilter.forwarding.author import NoAuthorError, author_domain
 from aliasmilter.forwarding.dns import Lookup, UnavailableError
 from aliasmilter.forwarding.results import DkimResult, DmarcResult, SpfResult, Verdict
+from aliasmilter.forwarding.suffixes import registrable_domain
 from aliasmilter.mail.message import Message
 
 MAX_RECORD = 8192
@@ -30,18 +29,6 @@ class Record:
     strict_dkim: bool
     strict_spf: bool
     testing: bool
-
-
-@cache
-def suffixes() -> PublicSuffixList:
-    """The public suffix list; reading it takes a while: call this before forking."""
-    return PublicSuffixList()
-
-
-@lru_cache(maxsize=4096)
-def organizational_domain(domain: str) -> str:
-    """The domain right below the public suffix; a public suffix stands for itself."""
-    return suffixes().privatesuffix(domain) or domain
 
 
 def evaluate(
@@ -72,7 +59,7 @@ def find_record(domain: str, lookup: Lookup) -> tuple[Record | None, str]:
 
     Raises UnavailableError.
     """
-    for owner in dict.fromkeys((domain, organizational_domain(domain))):
+    for owner in dict.fromkeys((domain, registrable_domain(domain))):
         texts = [text for text in lookup.txt(f"_dmarc.{owner}") if _is_policy(text)]
         # RFC 9989, 4.10: several records at one name are all discarded.
         if len(texts) == 1:
@@ -136,7 +123,7 @@ def is_aligned(author: str, other: str, strict: bool) -> bool:
     """Whether two domains are aligned (RFC 9989, 3.2.10): equal, or of one organization."""
     if author == other:
         return True
-    return not strict and organizational_domain(author) == organizational_domain(other)
+    return not strict and registrable_domain(author) == registrable_domain(other)
 
 
 def _policy(record: Record, domain: str, owner: str, lookup: Lookup) -> str:

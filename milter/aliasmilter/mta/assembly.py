@@ -9,9 +9,9 @@ from aliasmilter import config as configuration
 from aliasmilter import log
 from aliasmilter.config import Config
 from aliasmilter.forwarding.decider import Decider, Lookups
-from aliasmilter.forwarding.dmarc import suffixes
 from aliasmilter.forwarding.outbound import Keyring, load_keyring, make_outbound
 from aliasmilter.forwarding.srs import make_rewriter
+from aliasmilter.forwarding.suffixes import suffixes
 from aliasmilter.forwarding.trace import Tracer
 from aliasmilter.mta.harvest import make_harvest
 from aliasmilter.mta.misses import make_misses

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from aliasmilter.forwarding.dmarc import organizational_domain
 from aliasmilter.forwarding.results import Results, Verdict
+from aliasmilter.forwarding.suffixes import registrable_domain
 from aliasmilter.mail.address import Address, local_key
 from aliasmilter.mail.replies import Reason
 from aliasmilter.routing.decision import Vendor
@@ -45,14 +45,14 @@ def vendors_of(recipients: Iterable[Recipient]) -> list[Vendor]:
 
 
 def sender_of(vendor: Vendor, results: Results) -> str:
-    """The organizational domain that wrote: the vendor's where it is among those that passed."""
-    domains = [organizational_domain(domain) for domain in results.authenticated]
+    """The registrable domain that wrote: the vendor's where it is among those that passed."""
+    domains = [registrable_domain(domain) for domain in results.authenticated]
     own = _organization(vendor)
     return own if own in domains else next(iter(domains), UNAUTHENTICATED)
 
 
 def _organization(vendor: Vendor) -> str:
-    return organizational_domain(vendor.domain)
+    return registrable_domain(vendor.domain)
 
 
 def _undecided(results: Results) -> bool:
