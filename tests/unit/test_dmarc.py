@@ -1,7 +1,8 @@
-"""DMARC: the author domain out of any From field, alignment, policy, and no answer from DNS."""
+"""DMARC: the author domain out of any From field, tree walks, alignment, policy, DNS that fails."""
 
 import re
 import time
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from aliasmilter.forwarding import author, dmarc
 from aliasmilter.forwarding.author import NoAuthorError, author_domain
+from aliasmilter.forwarding.dns import Answer
 from aliasmilter.forwarding.results import (
     DkimResult,
     DmarcResult,
@@ -16,7 +18,6 @@ from aliasmilter.forwarding.results import (
     SpfResult,
     Verdict,
 )
-from aliasmilter.forwarding.suffixes import registrable_domain
 from aliasmilter.mail.message import HeaderField, Message
 from tests.harness.dns import Zone, ZoneResolver
 
@@ -168,10 +169,13 @@ REJECT = policy("v=DMARC1; p=reject")
         ("p=reject; adkim=s; aspf=s", "example.org", "mail.example.org", "fail"),
         ("p=reject", "example.co.uk", "co.uk", "fail"),  # the dmarc package says pass
         ("p=reject", "example.co.uk", "other.co.uk", "fail"),
+        ("p=reject", "mail.example.org", "bounce.mail.example.org", "pass"),
+        ("p=reject", "mail.example.org", "example.org", "fail"),  # its record is elsewhere
     ],
 )
 def test_alignment(record: str, author: str, other: str, verdict: str) -> None:
-    zone = policy(f"v=DMARC1; {record}", registrable_domain(author))
+    owner = "example.org" if author in {"a.example.org", "b.example.org"} else author
+    zone = policy(f"v=DMARC1; {record}", owner)
     assert evaluate(zone, author, dkim=signed(other))[0] == verdict
     assert evaluate(zone, author, spf=SpfResult(Verdict.PASS, other))[0] == verdict
 
@@ -199,6 +203,20 @@ def test_several_records_are_none() -> None:
     resolver = ZoneResolver({"_dmarc.example.org": {"TXT": ["v=DMARC1; p=reject"] * 2}})
     result = dmarc.evaluate(message(b" a@example.org"), NO_SPF, (), resolver.lookup(5))
     assert result.verdict is Verdict.NONE
+
+
+@pytest.mark.parametrize(
+    "version",
+    ["v=DMARC1", "v=DMARC1\t", "v\t= DMARC1 ", " v=DMARC1", "V=DMARC1"],
+)
+def test_white_space_about_the_version_does_not_matter(version: str) -> None:
+    assert evaluate(policy(f"{version}; p=reject")) == ("fail", "reject")
+    assert evaluate(policy(f"{version};p=reject")) == ("fail", "reject")
+
+
+@pytest.mark.parametrize("version", ["v=dmarc1", "v=D MARC1", "v=DMARC12", "p=none; v=DMARC1"])
+def test_another_version_is_no_record(version: str) -> None:
+    assert evaluate(policy(f"{version}; p=reject")) == ("none", "")
 
 
 @pytest.mark.parametrize(
@@ -252,3 +270,249 @@ def test_row_16_what_might_have_passed_is_not_a_failure() -> None:
     assert evaluate(
         REJECT, spf=SpfResult(temporary, "example.org"), dkim=signed("example.org")
     ) == ("pass", "reject")
+
+
+def test_the_policy_for_domains_that_do_not_exist_is_not_asked_about_when_mail_passes() -> None:
+    resolver = ZoneResolver({"_dmarc.example.org": {"TXT": ["v=DMARC1; p=none; np=reject"]}})
+    found = dmarc.evaluate(
+        message(b" a@a.example.org"), NO_SPF, signed("a.example.org"), resolver.lookup(5)
+    )
+    assert found.verdict is Verdict.PASS
+    assert ("a.example.org", "A") not in resolver.asked
+
+
+@pytest.mark.parametrize(
+    ("domain", "names"),
+    [
+        ("org", ["org"]),
+        ("a.mail.example.com", ["a.mail.example.com", "mail.example.com", "example.com", "com"]),
+        (
+            "1.2.3.4.5.6.7.8",
+            [
+                "1.2.3.4.5.6.7.8",
+                "2.3.4.5.6.7.8",
+                "3.4.5.6.7.8",
+                "4.5.6.7.8",
+                "5.6.7.8",
+                "6.7.8",
+                "7.8",
+                "8",
+            ],
+        ),
+        (
+            "a.b.c.d.e.f.g.h.i.j.mail.example.com",
+            [
+                "a.b.c.d.e.f.g.h.i.j.mail.example.com",
+                "g.h.i.j.mail.example.com",
+                "h.i.j.mail.example.com",
+                "i.j.mail.example.com",
+                "j.mail.example.com",
+                "mail.example.com",
+                "example.com",
+                "com",
+            ],
+        ),
+    ],
+)
+def test_a_walk_asks_about_the_names_of_rfc_9989_section_4_10(
+    domain: str, names: list[str]
+) -> None:
+    resolver = ZoneResolver()
+    dmarc.walk(domain, resolver.lookup(5))
+    assert resolver.asked == [(f"_dmarc.{name}", "TXT") for name in names]
+
+
+def test_a_walk_from_any_name_takes_eight_queries_at_most() -> None:
+    for labels in range(1, 127):
+        resolver = ZoneResolver()
+        dmarc.walk(".".join("a" * labels), resolver.lookup(5))
+        assert len(resolver.asked) == min(labels, 8)
+
+
+@pytest.mark.parametrize(
+    ("records", "domain", "organizational", "owner"),
+    [
+        ({}, "a.example.com", "a.example.com", None),
+        ({"example.com": ""}, "a.b.example.com", "example.com", "example.com"),
+        ({"b.example.com": ""}, "a.b.example.com", "b.example.com", "b.example.com"),
+        (
+            {"b.example.com": "", "example.com": ""},
+            "a.b.example.com",
+            "example.com",
+            "example.com",
+        ),
+        (
+            {"a.b.example.com": "", "example.com": ""},
+            "a.b.example.com",
+            "example.com",
+            "a.b.example.com",
+        ),
+        ({"b.example.com": "psd=n", "example.com": ""}, "a.b.example.com", *["b.example.com"] * 2),
+        ({"example.com": "psd=u"}, "a.example.com", "example.com", "example.com"),
+        ({"example.com": "psd=bogus"}, "a.example.com", "example.com", "example.com"),
+        # Beside the record of a public suffix domain that of the organization counts alone.
+        ({"com": "psd=y"}, "a.mail.example.com", "example.com", "com"),
+        ({"com": "psd=y", "example.com": ""}, "a.example.com", "example.com", "example.com"),
+        ({"com": "psd=y", "a.example.com": ""}, "b.a.example.com", "example.com", "com"),
+        # A public suffix domain that sends mail is its own organization; a shorter one is not.
+        ({"gov.example": "psd=y"}, "gov.example", "gov.example", "gov.example"),
+        ({"gov.example": "psd=y", "example": ""}, "x.gov.example", "x.gov.example", "gov.example"),
+        # What the walk skips is not found.
+        ({"c.d.e.f.g.h.i.com": ""}, "a.b.c.d.e.f.g.h.i.com", "a.b.c.d.e.f.g.h.i.com", None),
+    ],
+)
+def test_the_organizational_domain_and_whose_policy_applies(
+    records: dict[str, str], domain: str, organizational: str, owner: str | None
+) -> None:
+    zone: Zone = {
+        f"_dmarc.{name}": {"TXT": [f"v=DMARC1; p=reject; {tags}"]} for name, tags in records.items()
+    }
+    lookup = ZoneResolver(zone).lookup(5)
+    walk = dmarc.walk(domain, lookup)
+    assert walk.organizational_domain == organizational
+    assert (walk.owner if walk.record else None) == owner
+    record, found = dmarc.find_record(domain, lookup)
+    assert (found if record else None) == owner
+
+
+def test_the_policy_of_a_public_suffix_domain_protects_names_below_it() -> None:
+    zone = policy("v=DMARC1; p=reject; psd=y", "bank")
+    assert evaluate(zone, "nonexistent.bank") == ("fail", "reject")
+    zone = policy("v=DMARC1; p=none; sp=quarantine; psd=y", "bank")
+    assert evaluate(zone, "a.giant.bank") == ("fail", "quarantine")
+
+
+def test_a_zone_cut_with_psd_n_keeps_its_siblings_out() -> None:
+    zone = {
+        **policy("v=DMARC1; p=reject; psd=n", "dept.univ.example"),
+        **policy("v=DMARC1; p=none", "univ.example"),
+    }
+    assert evaluate(zone, "dept.univ.example", dkim=signed("other.univ.example"))[0] == "fail"
+    assert evaluate(zone, "dept.univ.example", dkim=signed("univ.example"))[0] == "fail"
+    assert evaluate(zone, "univ.example", dkim=signed("dept.univ.example"))[0] == "fail"
+    assert evaluate(zone, "dept.univ.example", dkim=signed("a.dept.univ.example"))[0] == "pass"
+    assert evaluate(zone, "sub.dept.univ.example") == ("fail", "reject")
+
+
+def test_a_record_without_a_policy_still_says_where_the_organization_begins() -> None:
+    zone = {
+        **policy("v=DMARC1; psd=n", "dept.univ.example"),
+        **policy("v=DMARC1; p=reject", "univ.example"),
+    }
+    assert evaluate(zone, "univ.example", dkim=signed("dept.univ.example"))[0] == "fail"
+    assert evaluate(zone, "dept.univ.example") == ("none", "")
+
+
+def test_the_alignment_of_rfc_9989_appendix_b_with_a_public_suffix_domain() -> None:
+    zone = {
+        **policy("v=DMARC1; p=none; psd=y", "bank.example"),
+        **policy("v=DMARC1; p=reject", "giant.bank.example"),
+    }
+    author = "giant.bank.example"
+    assert evaluate(zone, author, dkim=signed("mail.giant.bank.example"))[0] == "pass"
+    assert evaluate(zone, author, dkim=signed("mail.mega.bank.example")) == ("fail", "reject")
+    assert evaluate(zone, author, dkim=signed("bank.example"))[0] == "fail"
+
+
+def asked_about(
+    record: str, dkim: tuple[DkimResult, ...], down: str = "", author: str = "example.org"
+) -> tuple[str, list[str]]:
+    """The verdict, and the names that were asked about."""
+    resolver = ZoneResolver({"_dmarc.example.org": {"TXT": [f"v=DMARC1; p=reject; {record}"]}})
+    resolver.down.add(f"_dmarc.{down}")
+    found = dmarc.evaluate(message(b" a@" + author.encode()), NO_SPF, dkim, resolver.lookup(5))
+    return found.verdict.value, [name for name, _ in resolver.asked]
+
+
+def test_the_author_domain_itself_takes_no_walk() -> None:
+    both = (*signed("bounce.example.org"), *signed("example.org"))
+    assert asked_about("", both, down="org") == ("pass", ["_dmarc.example.org"])
+    # Its record is then asked for where it is, not its alignment.
+    found = asked_about("", signed("a.example.org"), author="a.example.org")
+    assert found == ("pass", ["_dmarc.a.example.org", "_dmarc.example.org", "_dmarc.org"])
+
+
+def test_strict_alignment_takes_no_walk() -> None:
+    found = asked_about("adkim=s", signed("mail.example.org"), down="org")
+    assert found == ("fail", ["_dmarc.example.org"])
+
+
+def test_domains_that_cannot_be_of_one_organization_take_no_walk() -> None:
+    assert asked_about("", signed("a.example"), down="org") == ("fail", ["_dmarc.example.org"])
+    # Whoever signs beside the author's organization decides nothing by failing DNS.
+    assert asked_about("", signed("evil.org"), down="evil.org")[0] == "fail"
+
+
+@pytest.mark.parametrize("down", ["a.b.example.org", "b.example.org", "example.org", "org"])
+def test_row_16_a_walk_without_an_answer_is_a_temporary_error(down: str) -> None:
+    other = signed("c.example.org")
+    assert asked_about("", (), down, author="a.b.example.org")[0] == "temperror"
+    assert asked_about("", other, down, author="a.b.example.org")[0] == "temperror"
+
+
+@pytest.mark.parametrize("down", ["a.b.example.org", "b.example.org", "org"])
+def test_row_16_alignment_that_dns_does_not_tell_is_a_temporary_error(down: str) -> None:
+    assert asked_about("", signed("a.b.example.org"), down)[0] == "temperror"
+    assert asked_about("", signed("a.b.example.org", Verdict.TEMPERROR), down)[0] == "temperror"
+    # A signature that has failed decides nothing, and another one may pass all the same.
+    assert asked_about("", signed("a.b.example.org", Verdict.FAIL), down)[0] == "fail"
+    if down != "org":
+        both = (*signed("a.b.example.org"), *signed("mail.example.org"))
+        assert asked_about("", both, down)[0] == "pass"
+
+
+def test_a_walk_beyond_the_number_of_queries_is_a_temporary_error() -> None:
+    resolver = ZoneResolver({"_dmarc.example.org": {"TXT": ["v=DMARC1; p=reject"]}})
+    for queries, verdict in ((3, "temperror"), (4, "pass")):
+        lookup = resolver.lookup(5, max_queries=queries)
+        found = dmarc.evaluate(
+            message(b" a@example.org"), NO_SPF, signed("a.b.example.org"), lookup
+        )
+        assert found.verdict.value == verdict
+
+
+def test_mail_by_way_of_a_provider_takes_few_queries() -> None:
+    resolver = ZoneResolver({"_dmarc.example.org": {"TXT": ["v=DMARC1; p=reject"]}})
+    found = dmarc.evaluate(
+        message(b" a@news.mail.example.org"),
+        SpfResult(Verdict.PASS, "bounces.mail.example.org"),
+        (*signed("provider.example"), *signed("send.provider.org"), *signed("k1.example.org")),
+        resolver.lookup(5),
+    )
+    assert found.verdict is Verdict.PASS
+    assert len(resolver.asked) <= 6
+
+
+class TimedResolver(ZoneResolver):
+    """Answers hold for a minute, or for as long as `ttl` says."""
+
+    def __init__(self, zone: Zone) -> None:
+        self.now = 1000.0
+        self.ttl: dict[str, float] = {}
+        super().__init__(zone, clock=lambda: self.now)
+
+    def ask(self, name: str, rdtype: str, deadline: float) -> Answer:
+        answer = super().ask(name, rdtype, deadline)
+        return replace(answer, expires=self.now + self.ttl.get(name, 60))
+
+
+@pytest.mark.parametrize("shortest", ["a.example.org", "example.org", "org"])
+def test_a_walk_is_kept_as_long_as_all_its_answers_hold(shortest: str) -> None:
+    resolver = TimedResolver({"_dmarc.example.org": {"TXT": ["v=DMARC1; p=reject"]}})
+    resolver.ttl[f"_dmarc.{shortest}"] = 10
+    first = dmarc.walk("a.example.org", resolver.lookup(5))
+    resolver.zone["_dmarc.org"] = {"TXT": ["v=DMARC1; p=none"]}
+    resolver.now += 9
+    assert dmarc.walk("a.example.org", resolver.lookup(5)) == first
+    assert len(resolver.asked) == 3
+    resolver.now += 1
+    assert dmarc.walk("a.example.org", resolver.lookup(5)).owner == "org"
+
+
+def test_a_walk_without_an_answer_is_not_kept() -> None:
+    resolver = TimedResolver({"_dmarc.example.org": {"TXT": ["v=DMARC1; p=reject"]}})
+    resolver.down.add("_dmarc.org")
+    author = message(b" a@a.example.org")
+    assert dmarc.evaluate(author, NO_SPF, (), resolver.lookup(5)).verdict is Verdict.TEMPERROR
+    resolver.down.clear()
+    assert dmarc.evaluate(author, NO_SPF, (), resolver.lookup(5)).verdict is Verdict.FAIL
