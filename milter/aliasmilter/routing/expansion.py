@@ -214,6 +214,10 @@ class Expansion:
         return self._targets(rule, name, detail)
 
     def _targets(self, rule: Rule, name: str, detail: str) -> Outcome:
+        domain = self.hop.carried.domain
+        if name == CATCH_ALL and SameLocalPart(domain) in rule.targets:
+            # Every address would be a mailbox. Who means that writes `unknown pass`.
+            return _invalid(f"alias:{domain} {name}", "it leads to its own domain")
         hops = [self._hop(target, name, detail) for target in rule.targets]
         itself = [hop for hop in hops if hop.carried.key == self.hop.carried.key]
         address = self.hop.carried
