@@ -68,6 +68,11 @@ def test_ipv6(ip: str) -> None:
     assert check("v=spf1 ip6:2001:dead::/32 -all", ip=ip) == "fail"
 
 
+def test_the_scope_of_an_address_is_not_looked_at() -> None:
+    assert check("v=spf1 ip6:fe80::/10 -all", ip="fe80::1%eth0") == "pass"
+    assert check("v=spf1 ip6:fe80::/10 -all", ip="IPv6:fe80::1%2") == "pass"
+
+
 def test_a_mapped_address_is_ipv4() -> None:
     assert check("v=spf1 ip4:192.0.2.1 -all", ip="::ffff:192.0.2.1") == "pass"
 

@@ -29,7 +29,8 @@ def evaluate(ip: str, helo: str, mail_from: str, lookup: Lookup) -> SpfResult:
     if domain is None or "." not in domain:
         return SpfResult(Verdict.NONE, "", identity, "no domain to check")
     try:
-        client = str(ip_address(ip.removeprefix("IPv6:")))
+        # A scope says by which interface the client is reached (RFC 4007, 11): no address has one.
+        client = str(ip_address(ip.removeprefix("IPv6:").partition("%")[0]))
     except ValueError:
         return SpfResult(Verdict.NONE, domain, identity, "no client address")
     key = ("spf", client, domain, identity)
