@@ -136,6 +136,31 @@ def test_more_than_two_void_lookups_are_a_permerror() -> None:
     assert check("v=spf1 a:1.example.org a:2.example.org a:3.example.org -all") == "permerror"
 
 
+IPV4_HOSTS: Zone = {f"mx{n}.example.org": {"A": [f"192.0.2.{n}"]} for n in (1, 2, 3)}
+
+
+def test_mx_hosts_without_an_address_of_the_clients_family_are_no_void_lookups() -> None:
+    record: Zone = {
+        "example.org": {
+            "TXT": ["v=spf1 mx ip6:2001:db8::/32 -all"],
+            "MX": ["10 mx1.example.org", "10 mx2.example.org", "20 mx3.example.org"],
+        }
+    }
+
+    def verdict(zone: Zone) -> str:
+        lookup = ZoneResolver({**record, **zone}).lookup(5)
+        return spf.evaluate("2001:db8::5", "x", "a@example.org", lookup).verdict.value
+
+    assert verdict(IPV4_HOSTS) == "pass"
+    assert verdict({}) == "permerror"  # none of them exists
+
+
+def test_names_of_the_client_that_lead_nowhere_are_no_void_lookups() -> None:
+    names = [f"gone{n}.isp.example" for n in range(4)]
+    zone: Zone = {"1.2.0.192.in-addr.arpa": {"PTR": list(names)}}
+    assert check(f"v=spf1 ptr ip4:{IP} -all", zone) == "pass"
+
+
 def test_a_term_of_more_than_512_octets_is_a_permerror() -> None:
     assert check("v=spf1 a:" + "a.b." * 120 + "example -all") == "fail"
     assert check("v=spf1 a:" + "a.b." * 130 + "example -all") == "permerror"
@@ -254,4 +279,19 @@ def test_no_answer_is_not_kept() -> None:
         server.faults["example.org"] = Fault.SERVFAIL
         assert ask(resolver) == "temperror"
         del server.faults["example.org"]
+        assert ask(resolver) == "pass"
+
+
+@pytest.mark.parametrize("name", ["1.2.0.192.in-addr.arpa", "mail.example.org"])
+def test_a_verdict_that_rests_on_no_answer_is_not_kept(name: str) -> None:
+    zone: Zone = {
+        "example.org": {"TXT": ["v=spf1 ptr -all"]},
+        "1.2.0.192.in-addr.arpa": {"PTR": ["mail.example.org"]},
+        "mail.example.org": {"A": [IP]},
+    }
+    with DnsServer(zone) as server:
+        resolver = Resolver([server.address])
+        server.faults[name] = Fault.SERVFAIL
+        assert ask(resolver) == "fail"
+        del server.faults[name]
         assert ask(resolver) == "pass"

@@ -82,12 +82,20 @@ class _Query(pyspf.query):  # type: ignore[misc]
     ) -> list[object]:
         """Records of one type; CNAMEs are followed by the resolver. Counts void lookups."""
         found = self._records(str(name), qtype)
-        if not found and not ignore_void:
+        if not found and not ignore_void and not self._lacks_this_family(str(name), qtype):
             # RFC 7208, 4.6.4: more than two void lookups are a permerror.
             self.void_lookups += 1
             if self.void_lookups > pyspf.MAX_VOID_LOOKUPS:
                 raise pyspf.PermError("too many void lookups")
         return found
+
+    def _lacks_this_family(self, name: str, qtype: str) -> bool:
+        """Whether it is no record's fault that there is no address: the name does exist.
+
+        RFC 7208, 4.6.4 would count that, too. But MX hosts with IPv4 addresses alone are common,
+        and three of them would make every IPv6 client a permerror.
+        """
+        return qtype in {"A", "AAAA"} and self._lookup.query(name, qtype).exists
 
     def _records(self, name: str, qtype: str) -> list[object]:
         answer = self._lookup.query(name, qtype)
@@ -104,14 +112,22 @@ class _Query(pyspf.query):  # type: ignore[misc]
         try:
             names = self.dns_ptr(self.i)[: pyspf.MAX_PTR]
         except UnavailableError:
+            self._expires_at_once()
             return []
         return [name for name in names if self._leads_back(name)]
 
     def _leads_back(self, name: str) -> bool:
         try:
-            return bool(self.cidrmatch(self.dns_a(name, self.A), self.cidrmax))
+            # What names a client has is not the fault of the record, nor void lookups of it.
+            found = self.dns(name, self.A, ignore_void=True)
+            return bool(self.cidrmatch(found, self.cidrmax))
         except UnavailableError:
+            self._expires_at_once()
             return False
+
+    def _expires_at_once(self) -> None:
+        """What follows from no answer holds for this message alone."""
+        self.expires = -math.inf
 
     def dns_spf(self, domain: str) -> str | None:
         """The SPF record of a domain, refused when it is too long to be read in good time."""
