@@ -84,6 +84,17 @@ def test_srs_addresses_of_others_become_srs1_and_ours_stay() -> None:
     assert rewriter().forward(made, HOME) == made
 
 
+@pytest.mark.parametrize("separator", ["=", "+", "-"])
+def test_an_old_srs1_address_without_a_hash_keeps_its_host(separator: str) -> None:
+    inner = f"{separator}abcd=EF=bank.example=alice"
+    old = parse_address(f"SRS1=other.example={inner}@third.example")
+    made = rewriter().forward(old, HOME)
+    assert made.local.endswith(f"=other.example={inner}")
+    assert str(rewriter().reverse(made)) == f"SRS0{inner}@other.example"
+    within = parse_address("xSRS1=a.example==b=c@third.example")
+    assert rewriter().reverse(rewriter().forward(within, HOME)) == within
+
+
 def test_what_only_looks_like_srs1_is_an_address_like_any_other() -> None:
     odd = parse_address("SRS1=x@bank.example")
     assert rewriter().reverse(rewriter().forward(odd, HOME)) == odd

@@ -26,6 +26,9 @@ DAY = 86_400
 _SLOTS = 1024  # days until the two characters of a timestamp come round again
 _BASE32 = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
 _LOOKS_LIKE_SRS = re.compile(r"SRS[01][-+=]", re.IGNORECASE)
+# Old software writes SRS1=host==HHHH=TT=... without a hash of its own: after one "=" comes the
+# separator of the SRS0 address within, and a host begins with none.
+_HASHLESS_SRS1 = re.compile(r"\A(SRS1[-+=])(?=[^=]+=[-+=][^=]*=)", re.IGNORECASE)
 _COMPLETE_SRS1 = re.compile(r"SRS1[-+=][^=]*=[^=]*=", re.IGNORECASE)
 # PostSRSd before 2.2.6 writes and reads base64, later ones base64url. A hash without the
 # characters in which the two differ suits both, and a day of the timestamp buys another hash.
@@ -147,6 +150,8 @@ class _Scheme(Guarded):  # type: ignore[misc]  # pysrs has no annotations
 
     def compile(self, sendhost: str, senduser: str, srshost: str | None = None) -> str:
         """SRS0, or SRS1 for what is SRS already (pysrs knows that grammar)."""
+        # pysrs puts its hash in the place of the old one, without which it would take the host.
+        senduser = _HASHLESS_SRS1.sub(r"\1none=", senduser, count=1)
         if self.srs0re.match(senduser) or _COMPLETE_SRS1.match(senduser):
             return str(super().compile(sendhost, senduser, srshost=srshost))
         now = self._clock()
