@@ -16,6 +16,8 @@ _PIECE = 1 << 18
 # White space that is no white space to RFC 6376, and a line end that is no fold.
 _ODD = re.compile(rb"[\r\v\f]|\n(?![\t ])")
 _FOLD = re.compile(rb"\r?\n")
+# RFC 6376, 2.8: white space is SP and HTAB alone. dkimpy strips vertical tabs and form feeds, too.
+_ENDS = b" \t\r\n"
 _WHITE_RUN = re.compile(rb"[\t ]+")
 
 
@@ -41,7 +43,7 @@ def headers(message: Message, fields: Iterable[HeaderField], *, relaxed: bool) -
 def _relaxed(field: HeaderField) -> bytes:
     value = field.value
     if _ODD.search(value):
-        text = _WHITE_RUN.sub(b" ", _FOLD.sub(b"", value)).strip()
+        text = _WHITE_RUN.sub(b" ", _FOLD.sub(b"", value)).strip(_ENDS)
     else:
         text = b" ".join(value.split())
     return b"%b:%b\r\n" % (field.key, text)
