@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
 )
 
+from aliasmilter.config import ARCSection, ConfigError
 from aliasmilter.forwarding.keys import (
     KeyFileError,
     dns_record,
@@ -20,6 +21,7 @@ from aliasmilter.forwarding.keys import (
     load_key,
     write_key,
 )
+from aliasmilter.forwarding.outbound import load_keyring
 from aliasmilter.forwarding.signature import read_key
 from tests.harness.signing import key, pem
 
@@ -98,6 +100,33 @@ def test_row_17_another_kind_of_key_is_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(KeyFileError, match="not an RSA key"):
         load_key(_file(tmp_path, content))
+
+
+def test_only_keys_in_folders_named_like_domains_are_loaded_beside_the_first(
+    tmp_path: Path,
+) -> None:
+    first = _file(tmp_path, pem(key()))
+    good = pem(key())
+    certificate = b"-----BEGIN CERTIFICATE-----\n"
+    for name, content, mode in (
+        ("own.example/s1.pem", good, 0o600),
+        ("own.example/fullchain.pem", certificate, 0o644),
+        ("tls/server.pem", good, 0o644),
+        ("conf.d/server.pem", good, 0o644),
+        (".ssl/server.pem", good, 0o644),
+        ("own.example/my server.pem", good, 0o644),
+    ):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+        path.chmod(mode)
+    settings = ARCSection(enabled=True, domain="example.net", selector="arc", key_file=first)
+    keyring = load_keyring(settings)
+    assert keyring is not None
+    assert set(keyring.others) == {("own.example", "s1")}
+    (tmp_path / "own.example/s1.pem").chmod(0o644)
+    with pytest.raises(ConfigError, match=r"own\.example/s1\.pem: mode 0644"):
+        load_keyring(settings)
 
 
 def test_the_dns_record_is_a_line_of_a_zone_file() -> None:

@@ -50,6 +50,18 @@ def load_key(path: Path) -> rsa.RSAPrivateKey:
     return key
 
 
+def may_hold_key(path: Path) -> bool:
+    """Whether there may be a private key in the file: a certificate, say, holds none.
+
+    What cannot be read may be one, so that load_key() says what is the matter with it.
+    """
+    try:
+        with path.open("rb") as file:
+            return b"PRIVATE KEY-----" in file.read(MAX_OCTETS)
+    except OSError:
+        return True
+
+
 def _read(path: Path) -> bytes:
     with path.open("rb") as file:
         # The open file is looked at, not the path: that may be replaced in between.

@@ -17,7 +17,8 @@ from aliasmilter.forwarding.authentication import (
     trusted_results,
 )
 from aliasmilter.forwarding.dns import Resolver
-from aliasmilter.forwarding.keys import KeyFileError, load_key
+from aliasmilter.forwarding.keys import KeyFileError, load_key, may_hold_key
+from aliasmilter.forwarding.names import is_domain
 from aliasmilter.forwarding.results import Results, Verdict
 from aliasmilter.mail.message import Message
 from aliasmilter.mail.replies import Reason
@@ -131,6 +132,8 @@ class Outbound:
 def load_keyring(settings: ARCSection) -> Keyring | None:
     """Load the key of the configuration, and those beside it: `<domain>/<selector>.pem`.
 
+    Other software may have its files there, too: only what can be a key for a domain is looked at.
+
     Raises:
         ConfigError: names the file that is missing, too small, or readable by others.
     """
@@ -140,9 +143,19 @@ def load_keyring(settings: ARCSection) -> Keyring | None:
         raise ConfigError("[arc]: domain, selector and key_file are needed")
     default = _load(settings.domain, settings.selector, settings.key_file)
     others = {}
-    for path in sorted(settings.key_file.parent.glob("*/*.pem")):
+    for path in _keys_beside(settings.key_file):
         others[path.parent.name, path.stem] = _load(path.parent.name, path.stem, path)
     return Keyring(default, others)
+
+
+def _keys_beside(key_file: Path) -> list[Path]:
+    """Files with private keys in folders named like domains; not `tls/`, not `conf.d/`."""
+    found = sorted(key_file.parent.glob("*.??*/*.pem"))
+    return [
+        path
+        for path in found
+        if is_domain(path.parent.name) and is_domain(path.stem) and may_hold_key(path)
+    ]
 
 
 def make_outbound(config: Config, keyring: Keyring | None, clock: Callable[[], float]) -> Outbound:
