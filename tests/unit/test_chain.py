@@ -13,7 +13,7 @@ from aliasmilter.forwarding.keys import key_record
 from aliasmilter.forwarding.results import ArcResult, Verdict
 from aliasmilter.mail.message import HeaderField, Message
 from tests.harness.dns import Zone, ZoneResolver
-from tests.harness.signing import PLAIN, key, key_zone, seal_by_dkimpy
+from tests.harness.signing import NOW, PLAIN, key, key_zone, seal_by_dkimpy
 
 ZONE: Zone = key_zone("arc.one.example", "arc.two.example", "arc.three.example")
 ONE = seal_by_dkimpy(PLAIN, "one.example", "none")
@@ -151,6 +151,34 @@ def test_an_ended_chain_fails_without_dns() -> None:
 def test_broken_sets_fail_with_a_reason(old: bytes, new: bytes, reason: str) -> None:
     result = evaluate(edited(ONE, lambda value: value.replace(old, new, 1)))
     assert (result.verdict, result.reason) == (Verdict.FAIL, reason)
+
+
+@pytest.mark.parametrize(
+    ("tag", "reason"),
+    [
+        (b"x=%d" % (NOW - 1), "expired"),
+        (b"x=soon", "malformed x="),
+        (b"x=" + b"9" * 5000, "malformed x="),
+        (b"q=carrier/pigeon", "unknown query method"),
+        (b"l=-1", "malformed l="),
+        # What is in order gets as far as the signature, which does not know of it.
+        (b"x=%d" % (NOW + 1), "signature did not verify"),
+        (b"q=dns/txt", "signature did not verify"),
+        (b"v=2", "signature did not verify"),  # RFC 8617, 4.1.2: v= is ignored
+    ],
+)
+def test_the_tags_of_a_message_signature_mean_what_they_mean_in_dkim(
+    tag: bytes, reason: str
+) -> None:
+    message = edited(ONE, lambda value: value.replace(b"h=from", tag + b"; h=from"))
+    result = chain.evaluate(message, ZoneResolver(ZONE).lookup(5), now=NOW)
+    assert (result.verdict, result.reason) == (Verdict.FAIL, reason)
+    assert result.sets[0].message_signature is Verdict.FAIL
+
+
+def test_an_old_message_out_of_a_file_has_not_expired() -> None:
+    message = edited(ONE, lambda value: value.replace(b"h=from", b"x=1; h=from"))
+    assert evaluate(message).reason == "signature did not verify"
 
 
 def test_row_14_fifty_sets_ask_a_bounded_number_of_questions() -> None:

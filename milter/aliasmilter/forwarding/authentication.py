@@ -62,7 +62,7 @@ def evaluate(
     deadline, and a signature says more about forwarded mail.
     """
     signatures = dkim.evaluate(message, lookup, now, limits.signatures)
-    arc = chain.evaluate(message, lookup, limits.arc_sets)
+    arc = chain.evaluate(message, lookup, limits.arc_sets, now=now)
     sender = spf.evaluate(client.ip, client.helo, mail_from, lookup)
     author = dmarc.evaluate(message, sender, signatures, lookup)
     return Results(sender, signatures, arc, author, client.ip)

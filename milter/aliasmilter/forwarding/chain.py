@@ -16,6 +16,7 @@ from aliasmilter.forwarding.results import ArcResult, ArcSetResult, Verdict
 from aliasmilter.forwarding.signature import (
     Signature,
     UnusableError,
+    check_tags,
     fetch_key,
     read_signature,
     signed_names,
@@ -115,11 +116,14 @@ def named_sets(message: Message) -> tuple[ArcSetResult, ...]:
     )
 
 
-def evaluate(message: Message, lookup: Lookup, max_sets: int = MAX_SETS) -> ArcResult:
+def evaluate(
+    message: Message, lookup: Lookup, max_sets: int = MAX_SETS, *, now: float | None = None
+) -> ArcResult:
     """The chain validation status of RFC 8617, 5.2, and what was found for each set.
 
     Never raises. TEMPERROR says that DNS gave no answer: RFC 8617, 5.2.1 counts that as "fail",
     which would end a chain that may be good; so it is told apart, and nothing is sealed then.
+    `now` is Unix time, None for a message out of a file, which may have expired since it came.
     """
     try:
         sets = collect(message, max_sets)
@@ -129,7 +133,7 @@ def evaluate(message: Message, lookup: Lookup, max_sets: int = MAX_SETS) -> ArcR
         return ArcResult(Verdict.NONE)
     found = [ArcSetResult(each.instance) for each in sets]
     try:
-        _verify_chain(message, sets, found, lookup)
+        _verify_chain(message, sets, found, lookup, now)
     except UnusableError as error:
         return ArcResult(Verdict.FAIL, tuple(found), error.reason)
     except UnavailableError:
@@ -138,7 +142,11 @@ def evaluate(message: Message, lookup: Lookup, max_sets: int = MAX_SETS) -> ArcR
 
 
 def _verify_chain(
-    message: Message, sets: Sequence[ArcSet], found: list[ArcSetResult], lookup: Lookup
+    message: Message,
+    sets: Sequence[ArcSet],
+    found: list[ArcSetResult],
+    lookup: Lookup,
+    now: float | None,
 ) -> None:
     if has_ended(message):
         raise UnusableError(Verdict.FAIL, "an earlier hop has marked the chain as failed")
@@ -146,7 +154,7 @@ def _verify_chain(
     newest = len(sets) - 1
     with _noting(found, newest, "message signature"):
         # RFC 8617, 5.2, step 4: only the newest message signature must verify.
-        signature = _read_message_signature(sets[newest])
+        signature = _read_message_signature(sets[newest], now)
         # c= is seldom left out; where it is, ARC sealers mean relaxed, other than DKIM's.
         verify_message(message, signature, lookup, default_canonicalization=b"relaxed/relaxed")
     covered = [cover((each,)) for each in sets]
@@ -193,8 +201,10 @@ def _check_seal(seal: Signature, instance: int) -> None:
         raise UnusableError(Verdict.FAIL, "a seal has the wrong cv=")
 
 
-def _read_message_signature(each: ArcSet) -> Signature:
+def _read_message_signature(each: ArcSet, now: float | None) -> Signature:
     signature = read_signature(each.signature)
+    # RFC 8617, 4.1.2: as in DKIM, but for i=, and for v=, which is ignored.
+    check_tags(signature, now)
     if b"arc-seal" in signed_names(signature):
         # RFC 8617, 4.1.2: ARC fields are not signed by a message signature.
         raise UnusableError(Verdict.FAIL, "ARC-Seal is signed by ARC-Message-Signature")

@@ -132,6 +132,31 @@ def decode_base64(text: bytes) -> bytes:
     return octets
 
 
+def check_tags(signature: Signature, now: float | None) -> None:
+    """Check l=, q= and x= of a DKIM-Signature or an ARC-Message-Signature (RFC 6376, 6.1.1).
+
+    `now` is Unix time; None when it does not matter that a signature has expired.
+    Raises UnusableError.
+    """
+    if b"l" in signature.tags and not _is_number(signature.tags[b"l"]):
+        raise UnusableError(Verdict.NEUTRAL, "malformed l=")
+    methods = [method.strip() for method in signature.tags.get(b"q", b"dns/txt").split(b":")]
+    if b"dns/txt" not in methods:
+        raise UnusableError(Verdict.NEUTRAL, "unknown query method")
+    expires = signature.tags.get(b"x")
+    if expires is None:
+        return
+    if not _is_number(expires):
+        raise UnusableError(Verdict.NEUTRAL, "malformed x=")
+    if now is not None and int(expires) < now:
+        raise UnusableError(Verdict.FAIL, "expired")
+
+
+def _is_number(text: bytes) -> bool:
+    """Digits, and not so many that int() refuses them (RFC 6376, 3.5: at most 76)."""
+    return text.isdigit() and len(text) <= 76
+
+
 def signed_names(signature: Signature) -> list[bytes]:
     """The names in h=, lower case, in order (RFC 6376, 3.5)."""
     return [name.strip().lower() for name in signature.tag(b"h").split(b":")]
