@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aliasmilter.forwarding.authserv import claims, forged_results, trusted_results
+from aliasmilter.forwarding.resinfo import quote_addresses
 from aliasmilter.forwarding.results import (
     ArcResult,
     DkimResult,
@@ -164,6 +165,42 @@ def test_the_topmost_field_wins() -> None:
     )
     assert results.spf is not None
     assert results.spf.verdict is Verdict.FAIL
+
+
+@pytest.mark.parametrize(
+    ("tail", "policy"),
+    [
+        (b" (p=reject dis=none) header.from=bank.example", "reject"),  # OpenDMARC
+        (b' reason="no" header.from=bank.example (policy=reject)', "reject"),  # rspamd
+        (b" (p=QUARANTINE sp=REJECT dis=NONE) header.from=bank.example", "quarantine"),
+        (b" (sp=reject) header.from=bank.example", ""),
+        (b" (p=rejected) header.from=bank.example", ""),
+        (b' reason="(p=reject)" header.from=bank.example', ""),
+        (b" header.from=bank.example; spf=fail (p=reject)", ""),
+        (b" (p=reject) header.from=bank.example policy.dmarc=none", "none"),
+    ],
+)
+def test_the_policy_is_read_from_the_comment_where_no_property_says_it(
+    tail: bytes, policy: str
+) -> None:
+    for field in (b"dmarc=fail" + tail, b"spf=none (p=none); dmarc=fail" + tail):
+        results = trusted_results(message(b" mx.example.net; " + field), OURS)
+        assert results.dmarc == DmarcResult(Verdict.FAIL, "bank.example", policy)
+
+
+@pytest.mark.parametrize(
+    "address", [b"2001:db8::1", b"::1", b"::ffff:192.0.2.1", b"IPv6:2001:DB8::"]
+)
+@pytest.mark.parametrize("after", [b"", b"; dkim=none", b" (c); dkim=none", b" x.y=z"])
+def test_an_ipv6_address_may_stand_without_quotes(address: bytes, after: bytes) -> None:
+    value = b" mx.example.net; spf=pass smtp.mailfrom=a.example smtp.remote-ip=" + address + after
+    assert trusted_results(message(value), OURS).spf == SpfResult(Verdict.PASS, "a.example")
+
+
+def test_what_is_quoted_or_a_comment_keeps_its_addresses_as_they_are() -> None:
+    text = 'mx; spf=pass (ip=::1 "(x)) reason="ip=::1 \\" ip=::2" smtp.x=a::b (ip=::3'
+    quoted = text.replace("a::b", '"a::b"')
+    assert quote_addresses(text) == quote_addresses(quoted) == quoted
 
 
 def test_sealers_of_a_chain_that_passed_are_named() -> None:

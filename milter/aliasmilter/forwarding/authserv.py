@@ -13,6 +13,7 @@ from authres.core import AuthenticationResult, AuthResError
 
 from aliasmilter.forwarding.chain import named_sets
 from aliasmilter.forwarding.names import to_a_label
+from aliasmilter.forwarding.resinfo import quote_addresses, read_results
 from aliasmilter.forwarding.results import (
     ArcResult,
     DkimResult,
@@ -30,6 +31,7 @@ MAX_FIELD = 4096
 MAX_NESTING = 8
 # RFC 8601, 2.2: authserv-id is a token or a quoted string; these end a token.
 _TOKEN_END = re.compile(r'[\s;(/,"]')
+_POLICY = re.compile(r"(?<![\w.-])(?:p|policy)=(none|quarantine|reject)(?![\w-])", re.IGNORECASE)
 # What a reader may drop: controls, white space, octets that are not UTF-8.
 _IGNORED = re.compile(r"[\x00-\x20\x7f\ufffd]")
 
@@ -131,12 +133,22 @@ def _parse(field: HeaderField) -> list[AuthenticationResult]:
     if not text.isascii() or len(text) > MAX_FIELD or _nesting(text) > MAX_NESTING:
         return []
     try:
-        parsed = all_features().parse_value(text).results
+        parsed = all_features().parse_value(quote_addresses(text)).results
         # "none" (RFC 8601, 2.2: no-result) is read as a result without a method.
-        return [each for each in parsed if isinstance(each, AuthenticationResult)]
+        found = [each for each in parsed if isinstance(each, AuthenticationResult)]
     except (AuthResError, AttributeError, TypeError, ValueError):
         # authres raises more than its own errors on malformed fields.
         return []
+    _add_comments(found, text)
+    return found
+
+
+def _add_comments(found: list[AuthenticationResult], text: str) -> None:
+    """Give the DMARC results the comments that authres drops."""
+    noted = [each.comment for each in read_results(text) if each.method == "dmarc"]
+    results = [each for each in found if each.method == "dmarc"]
+    for result, comment in zip(results, noted, strict=False):
+        result.result_comment = comment
 
 
 def _nesting(text: str) -> int:
@@ -207,11 +219,17 @@ def _arc(result: AuthenticationResult, message: Message) -> ArcResult | None:
     return ArcResult(verdict, named_sets(message) if verdict is Verdict.PASS else ())
 
 
+def _commented_policy(result: AuthenticationResult) -> str:
+    """The policy as OpenDMARC ("p=reject dis=none") and rspamd ("policy=reject") tell it."""
+    match = _POLICY.search(result.result_comment or "")
+    return match[1].lower() if match else ""
+
+
 def _dmarc(result: AuthenticationResult) -> DmarcResult | None:
     verdict = _verdict(result, "dmarc")
     if verdict is None:
         return None
-    policy = _property(result, "policy", "dmarc")
+    policy = _property(result, "policy", "dmarc") or _commented_policy(result)
     return DmarcResult(
         verdict,
         _domain(_property(result, "header", "from")),
