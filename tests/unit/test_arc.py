@@ -123,7 +123,16 @@ def test_what_we_seal_verifies(server: DnsServer) -> None:
     assert result == "pass", detail
     assert results(message).arc == ArcResult(
         Verdict.PASS,
-        (ArcSetResult(1, "fwd.example", "arc", seal=Verdict.PASS, message_signature=Verdict.PASS),),
+        (
+            ArcSetResult(
+                1,
+                "fwd.example",
+                "arc",
+                seal=Verdict.PASS,
+                message_signature=Verdict.PASS,
+                passed=frozenset({"spf", "dkim", "dmarc"}),
+            ),
+        ),
     )
 
 

@@ -203,7 +203,16 @@ def failing(policy: str = "reject", arc: ArcResult | None = None) -> Results:
 
 
 def chain_by(*domains: str, verdict: Verdict = Verdict.PASS) -> ArcResult:
-    return ArcResult(verdict, tuple(ArcSetResult(n, d) for n, d in enumerate(domains, 1)))
+    return chain_of(*((domain, "dmarc") for domain in domains), verdict=verdict)
+
+
+def chain_of(*sealers: tuple[str, str], verdict: Verdict = Verdict.PASS) -> ArcResult:
+    """A chain by these domains, each with the methods that passed as it says."""
+    sets = (
+        ArcSetResult(number, domain, passed=frozenset(methods.split()))
+        for number, (domain, methods) in enumerate(sealers, 1)
+    )
+    return ArcResult(verdict, tuple(sets))
 
 
 def test_mail_that_fails_under_reject_is_refused() -> None:
@@ -229,3 +238,53 @@ def test_nobody_else_does() -> None:
     assert is_refused(failing(arc=ArcResult(Verdict.PASS)), ["list.example"])
     # The last sealer could have taken the trusted set from another message.
     assert is_refused(failing(arc=chain_by("list.example", "evil.example")), ["list.example"])
+
+
+TRUSTED = ["list.example", "other.example"]
+
+
+@pytest.mark.parametrize(
+    "sealers",
+    [
+        (("list.example", "dmarc"),),
+        (("evil.example", "dmarc"), ("list.example", "spf dmarc")),
+        (("list.example", "dmarc"), ("other.example", "arc")),
+        (("list.example", "dmarc"), ("other.example", "arc spf"), ("list.example", "arc")),
+    ],
+)
+def test_a_trusted_sealer_vouches_for_what_it_found_to_pass(
+    sealers: tuple[tuple[str, str], ...],
+) -> None:
+    assert not is_refused(failing(arc=chain_of(*sealers)), TRUSTED)
+
+
+@pytest.mark.parametrize(
+    "sealers",
+    [
+        (("list.example", ""),),
+        (("list.example", "spf dkim"),),
+        (("list.example", "arc"),),
+        (("evil.example", "dmarc"), ("list.example", "arc")),
+        (("list.example", "dmarc"), ("other.example", "spf")),
+        (("list.example", "dmarc"), ("evil.example", "arc dmarc"), ("list.example", "arc")),
+    ],
+)
+def test_a_trusted_sealer_does_not_vouch_for_what_failed_at_its_own_door(
+    sealers: tuple[tuple[str, str], ...],
+) -> None:
+    assert is_refused(failing(arc=chain_of(*sealers)), TRUSTED)
+
+
+def test_a_spoof_that_a_trusted_sealer_forwarded_is_refused_and_a_genuine_message_is_not() -> None:
+    for first, client, refused in (
+        (sign_dkim(PLAIN), CLIENT, False),
+        (PLAIN, Client("192.0.2.66", "evil.example"), True),
+    ):
+        at_the_list = check(first, client, "x@evil.example")
+        changed = Message(first.headers, first.body + b"-- \r\nthe list\r\n")
+        sealed = put_on(changed, seal(changed, at_the_list, AUTHSERV, our_sealer(), now=NOW))
+        found = check(sealed, Client("192.0.2.77", "mx.fwd.example"), "x@fwd.example")
+        assert found.arc is not None
+        assert found.arc.verdict is Verdict.PASS
+        assert is_refused(found, ())
+        assert is_refused(found, ["fwd.example"]) is refused

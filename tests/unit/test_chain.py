@@ -9,11 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aliasmilter.forwarding import chain
+from aliasmilter.forwarding.arc import seal
 from aliasmilter.forwarding.keys import key_record
-from aliasmilter.forwarding.results import ArcResult, Verdict
+from aliasmilter.forwarding.results import ArcResult, Results, Verdict
 from aliasmilter.mail.message import HeaderField, Message
 from tests.harness.dns import Zone, ZoneResolver
-from tests.harness.signing import NOW, PLAIN, key, key_zone, seal_by_dkimpy
+from tests.harness.signing import NOW, PLAIN, key, key_zone, our_sealer, put_on, seal_by_dkimpy
 
 ZONE: Zone = key_zone("arc.one.example", "arc.two.example", "arc.three.example")
 ONE = seal_by_dkimpy(PLAIN, "one.example", "none")
@@ -53,6 +54,25 @@ def test_chains_by_dkimpy_pass(message: Message, count: int) -> None:
     assert [each.message_signature for each in result.sets] == (
         [Verdict.NONE] * (count - 1) + [Verdict.PASS]
     )
+
+
+@pytest.mark.parametrize(
+    ("stated", "passed"),
+    [
+        ("dmarc=pass (p=none) header.from=a.example", {"dmarc"}),
+        ("dmarc=pass; dmarc=fail; spf=pass", {"spf"}),
+        ("dmarc=pass action=none; arc=pass (i=1)", {"dmarc"}),  # it says arc=none, too
+        ("none", set()),
+        ("dmarc=pass " + "x" * 20_000, set()),
+    ],
+)
+def test_what_a_sealer_says_that_passed(stated: str, passed: set[str]) -> None:
+    sealer = our_sealer("one.example")
+    message = put_on(PLAIN, seal(PLAIN, Results(), f"mx; {stated}", sealer, now=NOW))
+    assert [each.passed for each in evaluate(message).sets] == [passed]
+    assert [each.passed for each in chain.named_sets(message)] == [passed]
+    changed = Message(message.headers, b"changed\r\n")
+    assert [each.passed for each in evaluate(changed).sets] == [set()]
 
 
 def test_no_chain_is_none() -> None:
@@ -228,6 +248,7 @@ def test_sets_are_named_without_dns() -> None:
         (1, "one.example", "arc"),
         (2, "two.example", "arc"),
     ]
+    assert [each.passed for each in named] == [{"spf"}, {"spf", "arc"}]
     assert chain.named_sets(sets(b"i=2")) == ()
     assert chain.named_sets(PLAIN) == ()
 

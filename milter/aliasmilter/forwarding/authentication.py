@@ -7,13 +7,13 @@ results_header()   results as the text of an Authentication-Results field
 is_refused()       whether DMARC wants the message rejected, and no trusted sealer vouches
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from aliasmilter.forwarding import chain, dkim, dmarc, spf
 from aliasmilter.forwarding.authserv import forged_results, trusted_results
 from aliasmilter.forwarding.dns import Lookup
-from aliasmilter.forwarding.results import Results, Verdict, results_header
+from aliasmilter.forwarding.results import ArcSetResult, Results, Verdict, results_header
 from aliasmilter.mail.message import Message
 
 __all__ = [
@@ -69,15 +69,26 @@ def evaluate(
 
 
 def is_refused(results: Results, trusted_sealers: Collection[str]) -> bool:
-    """Whether the message fails DMARC under p=reject and no trusted sealer vouches for it.
-
-    A chain vouches when it passes and its newest seal is by a trusted domain: whoever seals last
-    could have put together any older sets (RFC 8617, 9).
-    """
+    """Whether the message fails DMARC under p=reject and no trusted sealer vouches for it."""
     found = results.dmarc
     if found is None or found.verdict is not Verdict.FAIL or found.policy != "reject":
         return False
     arc = results.arc
-    if arc is None or arc.verdict is not Verdict.PASS or not arc.sealers:
+    if arc is None or arc.verdict is not Verdict.PASS:
         return True
-    return arc.sealers[-1] not in {domain.lower() for domain in trusted_sealers}
+    return not _vouches(arc.sets, {domain.lower() for domain in trusted_sealers})
+
+
+def _vouches(sets: Sequence[ArcSetResult], trusted: Collection[str]) -> bool:
+    """Whether a chain that passes says that the message was genuine before it was changed.
+
+    Its newest seal has to be by a trusted domain: whoever seals last could have put together any
+    older sets (RFC 8617, 9). What that domain found counts (7.2.1): that the message passed DMARC,
+    or that it came with a chain that passed, whose newest seal then has to be as good.
+    """
+    for each in reversed(sets):
+        if each.domain not in trusted:
+            return False
+        if "dmarc" in each.passed or "arc" not in each.passed:
+            return "dmarc" in each.passed
+    return False

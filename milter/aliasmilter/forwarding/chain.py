@@ -12,8 +12,10 @@ from typing import Literal
 
 from aliasmilter.forwarding import canonical
 from aliasmilter.forwarding.dns import Lookup, UnavailableError
+from aliasmilter.forwarding.resinfo import read_results
 from aliasmilter.forwarding.results import ArcResult, ArcSetResult, Verdict
 from aliasmilter.forwarding.signature import (
+    MAX_FIELD,
     Signature,
     UnusableError,
     check_tags,
@@ -108,12 +110,22 @@ def named_sets(message: Message) -> tuple[ArcSetResult, ...]:
     Empty when the fields form no chain, or a seal cannot be read.
     """
     try:
-        seals = [read_signature(each.seal) for each in collect(message)]
+        sets = collect(message)
+        seals = [read_signature(each.seal) for each in sets]
     except (MalformedError, UnusableError):
         return ()
     return tuple(
-        ArcSetResult(number, seal.domain, seal.selector) for number, seal in enumerate(seals, 1)
+        ArcSetResult(each.instance, seal.domain, seal.selector, passed=_passed(each))
+        for each, seal in zip(sets, seals, strict=True)
     )
+
+
+def _passed(each: ArcSet) -> frozenset[str]:
+    """The methods that passed by what the set's sealer says; of several results all have to."""
+    text = each.results.unfolded
+    results = read_results(text.decode("latin-1")) if len(text) <= MAX_FIELD else []
+    others = {one.method for one in results if one.verdict != "pass"}
+    return frozenset(one.method for one in results) - others
 
 
 def evaluate(
@@ -138,7 +150,8 @@ def evaluate(
         return ArcResult(Verdict.FAIL, tuple(found), error.reason)
     except UnavailableError:
         return ArcResult(Verdict.TEMPERROR, tuple(found), "key not available")
-    return ArcResult(Verdict.PASS, tuple(found))
+    passed = [replace(one, passed=_passed(each)) for one, each in zip(found, sets, strict=True)]
+    return ArcResult(Verdict.PASS, tuple(passed))
 
 
 def _verify_chain(

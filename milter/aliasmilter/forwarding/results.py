@@ -60,6 +60,8 @@ class ArcSetResult:
     """One ARC set: the verdict on its seal, and on its message signature where that counts.
 
     Only the newest message signature is verified (RFC 8617, 5.2, step 4); NONE elsewhere.
+    `passed` are the methods that passed as its sealer says in ARC-Authentication-Results; known
+    of chains that pass.
     """
 
     instance: int
@@ -68,6 +70,7 @@ class ArcSetResult:
     seal: Verdict = Verdict.NONE
     message_signature: Verdict = Verdict.NONE
     reason: str = ""
+    passed: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
