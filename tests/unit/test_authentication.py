@@ -146,6 +146,14 @@ def test_row_12_a_broken_from_is_a_permerror_and_no_more(values: list[bytes]) ->
     seal(message, results, AUTHSERV, our_sealer(), now=NOW)
 
 
+@pytest.mark.parametrize("value", [b" J\xf6rg <ceo@example.org>", b" ceo@example.org (J\xf6rg)"])
+def test_an_octet_that_is_not_utf_8_does_not_turn_dmarc_off(value: bytes) -> None:
+    spoof = Message((HeaderField(b"From", value),), PLAIN.body)
+    results = check(spoof, sender="x@evil.example")
+    assert results.dmarc == DmarcResult(Verdict.FAIL, "example.org", "reject")
+    assert is_refused(results, ())
+
+
 def test_the_number_of_signatures_is_a_setting() -> None:
     signed = sign_dkim(PLAIN)
     many = Message(signed.headers[:1] * 20 + signed.headers[1:], signed.body)

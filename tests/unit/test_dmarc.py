@@ -44,6 +44,11 @@ def message(*values: bytes) -> Message:
         ("\u00fc <a@b\u00fccher.example>".encode(), "xn--bcher-kva.example"),
         (b" " + b"(" * 3000 + b")" * 3000 + b" a@example.org", "example.org"),
         (b' "a \\" <x@bank.example>" <a@example.org>', "example.org"),
+        (b" J\xf6rg <a@example.org>", "example.org"),
+        (b' "J\xf6rg, \xff" <a@example.org>', "example.org"),
+        (b" a@example.org (J\xf6rg)", "example.org"),
+        (b" J\xf6rg: a@example.org;", "example.org"),
+        (b" J\xf6rg <a@b\xc3\xbccher.example>", "xn--bcher-kva.example"),
     ],
 )
 def test_the_author_domain(value: bytes, domain: str) -> None:
@@ -70,6 +75,9 @@ def test_the_author_domain(value: bytes, domain: str) -> None:
         ([b" (" * 3000 + b"a@example.org"], "malformed address in From"),
         ([b' "a <a@example.org>'], "malformed address in From"),
         ([b" \xff@example.org"], "From is not UTF-8"),
+        ([b" <a\xff@example.org>"], "From is not UTF-8"),
+        ([b" A <a@b\xfccher.example>"], "From is not UTF-8"),
+        ([b' "\xf6"@example.org'], "From is not UTF-8"),
         ([b" a@\x00example.org"], "malformed address in From"),
     ],
 )

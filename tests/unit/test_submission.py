@@ -288,6 +288,13 @@ def test_message_ids_are_found_in_anything(octets: bytes) -> None:
     message_id(fields)
 
 
+def test_the_addresses_of_from_may_stand_beside_names_of_any_octets() -> None:
+    (author,) = author_addresses(message((b"From", b' "J\xf6rg" <bob@example.com>')))
+    assert str(author) == "bob@example.com"
+    with pytest.raises(NoAuthorError):
+        author_addresses(message((b"From", b" <b\xf6b@example.com>")))
+
+
 @given(st.text(max_size=80))
 def test_the_addresses_of_from_are_found_or_it_is_refused(text: str) -> None:
     try:

@@ -14,6 +14,8 @@ from aliasmilter.mail.message import HeaderField, Message
 
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
 
+_SURROGATE = re.compile("[\udc80-\udcff]")
+
 # Nearly all From fields: a name, quoted or not, and an address in angle brackets. What the
 # functions below would say, in one step.
 _ATOMS = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~.-]+"
@@ -51,10 +53,8 @@ def author_addresses(message: Message) -> tuple[Address, ...]:
 
 
 def _text(field: HeaderField) -> str:
-    try:
-        return field.unfolded.decode("utf-8")
-    except UnicodeDecodeError:
-        raise NoAuthorError("From is not UTF-8") from None
+    """The field; octets that are not UTF-8, as old software writes names, become surrogates."""
+    return field.unfolded.decode("utf-8", "surrogateescape")
 
 
 def _domain(address: str) -> str:
@@ -89,9 +89,16 @@ def _mailbox(bare: list[str], angle: list[str] | None) -> Iterator[str]:
     if angle is not None:
         if ">" not in angle or "".join(angle[angle.index(">") + 1 :]).strip():
             raise NoAuthorError("malformed address in From")
-        yield "".join(angle[: angle.index(">")])
+        yield _utf8("".join(angle[: angle.index(">")]))
     elif "".join(bare).strip():
-        yield "".join(bare)
+        yield _utf8("".join(bare))
+
+
+def _utf8(address: str) -> str:
+    # RFC 6532, 3.2: names and comments may say what they like, who wrote it has to be certain.
+    if _SURROGATE.search(address):
+        raise NoAuthorError("From is not UTF-8")
+    return address
 
 
 def _tokens(text: str) -> Iterator[str]:
