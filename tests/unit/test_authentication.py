@@ -154,6 +154,70 @@ def test_an_octet_that_is_not_utf_8_does_not_turn_dmarc_off(value: bytes) -> Non
     assert is_refused(results, ())
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        [b" <ceo@example.org>, x@evil.example"],
+        [b" <x@evil.example>, ceo@example.org"],
+        [b" ceo@example.org", b" x@evil.example"],
+        [b" Ceo <ceo@example.org> x"],
+        [b' Mr. "X <ceo@example.org>'],
+        [b" Ceo (sales <ceo@example.org>"],
+        [b" <<ceo@example.org>>"],
+        [b" \xff <ceo@example.org> x"],
+        [b" x@evil.example@example.org"],
+        [b" " + b"x@a%d.evil.example " * 9 % tuple(range(9)) + b"<ceo@example.org>> x"],
+    ],
+)
+def test_a_from_that_names_several_or_cannot_be_read_does_not_turn_dmarc_off(
+    values: list[bytes],
+) -> None:
+    spoof = Message(tuple(HeaderField(b"From", value) for value in values), PLAIN.body)
+    results = check(spoof, sender="x@evil.example")
+    assert results.dmarc is not None
+    assert (results.dmarc.verdict, results.dmarc.domain) == (Verdict.FAIL, "example.org")
+    assert results.dmarc.reason
+    assert is_refused(results, ())
+    genuine = check(spoof)
+    assert genuine.dmarc is not None
+    assert genuine.dmarc.verdict is Verdict.PERMERROR
+    assert not is_refused(genuine, ())
+
+
+@pytest.mark.parametrize(
+    ("value", "refused"),
+    [
+        (b' "ceo@example.org" <x@evil.example>, y@other.example', False),
+        (b" x@evil.example, y@other.example", False),
+        (b" ceo@example, x@evil.example (", False),
+        (b" ceo@exam\xffple.org", False),
+        (b' "ceo@example.org <x@evil.example>', True),
+    ],
+)
+def test_of_a_from_without_one_author_only_domains_count_that_may_be_authors(
+    value: bytes, refused: bool
+) -> None:
+    spoof = Message((HeaderField(b"From", value),), PLAIN.body)
+    assert is_refused(check(spoof, sender="x@evil.example"), ()) is refused
+
+
+def test_a_from_of_many_domains_asks_a_bounded_number_of_questions() -> None:
+    resolver = ZoneResolver(ZONE)
+    value = b", ".join(b"x@d%d.example" % number for number in range(1000))
+    spoof = Message((HeaderField(b"From", value),), PLAIN.body)
+    evaluate(spoof, CLIENT, "", resolver.lookup(5), now=NOW)
+    assert sum(name.startswith("_dmarc.") for name, _ in resolver.asked) <= 15
+
+
+def test_row_16_a_policy_without_an_answer_may_refuse_one_of_several_authors() -> None:
+    resolver = ZoneResolver(ZONE)
+    resolver.down.add("_dmarc.example.org")
+    spoof = Message((HeaderField(b"From", b" a@other.example, ceo@example.org"),), PLAIN.body)
+    results = evaluate(spoof, CLIENT, "x@evil.example", resolver.lookup(5), now=NOW)
+    assert results.dmarc is not None
+    assert results.dmarc.verdict is Verdict.TEMPERROR
+
+
 def test_the_number_of_signatures_is_a_setting() -> None:
     signed = sign_dkim(PLAIN)
     many = Message(signed.headers[:1] * 20 + signed.headers[1:], signed.body)

@@ -7,14 +7,21 @@ results_header()   results as the text of an Authentication-Results field
 is_refused()       whether DMARC wants the message rejected, and no trusted sealer vouches
 """
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from aliasmilter.forwarding import chain, dkim, dmarc, spf
+from aliasmilter.forwarding.author import named_domains
 from aliasmilter.forwarding.authserv import forged_results, trusted_results
 from aliasmilter.forwarding.dns import Lookup
-from aliasmilter.forwarding.results import ArcSetResult, Results, Verdict, results_header
-from aliasmilter.mail.message import Message
+from aliasmilter.forwarding.results import (
+    ArcSetResult,
+    DmarcResult,
+    Results,
+    Verdict,
+    results_header,
+)
+from aliasmilter.mail.message import HeaderField, Message
 
 __all__ = [
     "Client",
@@ -65,7 +72,29 @@ def evaluate(
     arc = chain.evaluate(message, lookup, limits.arc_sets, now=now)
     sender = spf.evaluate(client.ip, client.helo, mail_from, lookup)
     author = dmarc.evaluate(message, sender, signatures, lookup)
+    if author.verdict is Verdict.PERMERROR:
+        each = (dmarc.evaluate(one, sender, signatures, lookup) for one in _by_one_author(message))
+        author = _strictest(author, list(each))
     return Results(sender, signatures, arc, author, client.ip)
+
+
+def _by_one_author(message: Message) -> Iterator[Message]:
+    """A message for each domain that the From fields name, as if it were written there."""
+    for domain in named_domains(message):
+        yield Message((HeaderField(b"From", f" x@{domain}".encode()),))
+
+
+def _strictest(unread: DmarcResult, found: Sequence[DmarcResult]) -> DmarcResult:
+    """The result for a message without one author domain, of those for the domains it names.
+
+    RFC 9989, 11.5: the strictest policy among the checks that fail applies, or a second domain
+    in From would turn DMARC off for the first. Without an answer there may be such a one.
+    """
+    for each in found:
+        if each.verdict is Verdict.FAIL and each.policy == "reject":
+            return replace(each, reason=unread.reason)
+    unknown = (each for each in found if each.verdict is Verdict.TEMPERROR)
+    return next(unknown, unread)
 
 
 def is_refused(results: Results, trusted_sealers: Collection[str]) -> bool:

@@ -14,6 +14,8 @@ from aliasmilter.mail.message import HeaderField, Message
 
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
 
+MAX_NAMED = 5
+_AFTER_AT = re.compile(r"""@[ \t]*(?P<domain>[^\s@<>(),:;"'\\\[\]]+)[ \t]*(?P<angle>>)?""")
 _SURROGATE = re.compile("[\udc80-\udcff]")
 
 # Nearly all From fields: a name, quoted or not, and an address in angle brackets. What the
@@ -41,6 +43,25 @@ def author_domain(message: Message) -> str:
     if len(domains) > 1:
         raise NoAuthorError("several domains in From")
     return domains.pop()
+
+
+def named_domains(message: Message) -> tuple[str, ...]:
+    """The domains, at most MAX_NAMED, that From fields without one author domain do name.
+
+    Those of the mailboxes; of a field that cannot be read, whatever stands after an "@", first
+    what ends with ">", as that is what readers are shown.
+    """
+    found = [name for field in message.fields("from") for name in _named(_text(field))]
+    return tuple(dict.fromkeys(found))[:MAX_NAMED]
+
+
+def _named(text: str) -> list[str]:
+    try:
+        return [_domain(address) for address in _addresses(text)]
+    except NoAuthorError:
+        matches = sorted(_AFTER_AT.finditer(text), key=lambda match: match["angle"] is None)
+        names = (to_a_label(match["domain"]) for match in matches)
+        return [name for name in names if name and "." in name]
 
 
 def author_addresses(message: Message) -> tuple[Address, ...]:
