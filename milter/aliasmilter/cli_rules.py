@@ -106,7 +106,8 @@ def list_rules(path: Path, domain: str | None, *, as_json: bool) -> None:
 @click.option(
     "--replace",
     is_flag=True,
-    help="Make the rules of each domain in the file exactly those in the file.",
+    help="Make the rules of each domain in the file exactly those in the file; likewise settings"
+    " and blocked senders.",
 )
 @click.option(
     "--origin", type=DomainType(), help="For names without a domain in a virtual table."
@@ -159,7 +160,8 @@ def import_rules(
 def export(path: Path, domain: str | None, file_format: str | None) -> None:
     """Print the rules of DOMAIN, or of all domains, as `import` reads them (default: redis).
 
-    Only the format redis has the settings of domains as well.
+    Only the format redis has the settings and the blocked senders of domains as well. Exit status 1
+    when something is missing.
     """
     sys.exit(admin_listing.export(path, domain, file_format or "redis"))
 

@@ -70,6 +70,7 @@ HSET domain:key.example arc_selector other srs_domain nobody.example
 SET alias:typo.example x
 HSET alias:orphan.example x bob@example.com
 HSET domain:B.example unknown reject
+HSET alias:example.com info@example.com bob@example.com info@far.example bob@example.com "" x
 """
     )
     result = run("check")
@@ -90,6 +91,9 @@ HSET domain:B.example unknown reject
         "error: alias:typo.example: holds another type than a hash",
         "error: alias:orphan.example: the domain is not managed",
         "error: domain:B.example: never found",
+        "error: alias:example.com info@example.com: a whole address",
+        "warning: alias:example.com info@far.example: a whole address",
+        "error: alias:example.com : never found: an empty field",
     ):
         assert finding in result.output, result.output
 

@@ -14,7 +14,7 @@ from aliasmilter.cli import commands
 from aliasmilter.routing.lookup import Unavailable
 from aliasmilter.store import editor
 from aliasmilter.store.audit import Change
-from aliasmilter.store.snapshot import read
+from aliasmilter.store.snapshot import Snapshot, read
 from tests.harness.daemon import toml
 from tests.harness.redis import RedisServer
 
@@ -189,6 +189,145 @@ def test_import_of_the_demo_and_back(run: Run, redis: RedisServer) -> None:
     assert "0 added, 0 changed, 0 removed" in again.output
 
 
+BLOCKS = "SADD block:example.com spam.example eve@bank.example\n"
+
+
+def members(redis: RedisServer, domain: str = "example.com") -> set[str]:
+    return set(redis.cli("--raw", "SMEMBERS", f"block:{domain}").splitlines())
+
+
+def test_a_backup_holds_the_blocked_senders_and_brings_them_back(
+    run: Run, rules: RedisServer
+) -> None:
+    rules.cli(stdin=BLOCKS)
+    before = read(rules.url, 5.0)
+    backup = run("export").output
+    assert "SADD block:example.com eve@bank.example spam.example\n" in backup
+    arguments = ("import", "--replace", "--format", "redis", "-")
+    rules.flush()
+    restored = run(*arguments, stdin=backup)
+    assert restored.exit_code == 0, restored.output
+    assert read(rules.url, 5.0) == before
+    rules.cli("SADD", "block:example.com", "late.example")
+    rules.cli("SREM", "block:example.com", "spam.example")
+    assert "1 added, 0 changed, 1 removed" in run(*arguments, stdin=backup).output
+    assert members(rules) == {"spam.example", "eve@bank.example"}
+    told = [line.split("\t")[3:] for line in run("log", "example.com").output.splitlines()]
+    assert ["block:example.com", "-", "spam.example"] in told
+    assert ["block:example.com", "late.example", "-"] in told
+
+
+def test_blocked_senders_are_added_unless_they_are_to_be_replaced(
+    run: Run, rules: RedisServer
+) -> None:
+    rules.cli(stdin=BLOCKS)
+    more = "SADD block:example.com more.example\n"
+    assert run("import", "--format", "redis", "-", stdin=more).exit_code == 0
+    assert members(rules) == {"spam.example", "eve@bank.example", "more.example"}
+    own = "HSET alias:example.com bob bob@example.com\n"
+    assert run("import", "--replace", "--format", "redis", "-", stdin=own).exit_code == 0
+    assert len(members(rules)) == 3, "the file says nothing of them"
+
+
+@pytest.mark.parametrize("direct", [10_000, 1])
+def test_blocked_senders_are_replaced_with_the_rules_or_not_at_all(
+    run: Run, rules: RedisServer, monkeypatch: pytest.MonkeyPatch, direct: int
+) -> None:
+    monkeypatch.setattr(editor, "DIRECT", direct)
+    rules.cli("SADD", "block:example.com", "old.example")
+    file = BLOCKS + "HSET alias:example.com bob bob@example.com new bob@example.com\n"
+    with monkeypatch.context() as patched:
+        edited_meanwhile(patched, rules, "SADD", "block:example.com", "other.example")
+        refused = run("import", "--replace", "--format", "redis", "-", stdin=file)
+    assert refused.exit_code == 1
+    assert members(rules) == {"old.example", "other.example"}
+    assert rule(rules, "new") == "(nil)"
+    prepared = set(rules.cli("--raw", "KEYS", "staged:*").splitlines())
+    result = run("import", "--replace", "--format", "redis", "-", stdin=file)
+    assert result.exit_code == 0, result.output
+    assert members(rules) == {"spam.example", "eve@bank.example"}
+    assert rule(rules, "new") == "bob@example.com"
+    staged = set(rules.cli("--raw", "KEYS", "staged:*").splitlines())
+    assert staged == prepared, "those of the refused one end by themselves"
+    assert rules.cli("TTL", "block:example.com") == "(integer) -1"
+
+
+@pytest.mark.parametrize(
+    ("member", "finding"),
+    [
+        ("Spam.example", "never found: write it spam.example"),
+        ("Eve@bank.example", "never found: write it eve@bank.example"),
+        ("@spam.example", "neither an address nor a domain"),
+        ('"a b"', "neither an address nor a domain"),
+        ('""', "neither an address nor a domain"),
+        ('"\\xff.example"', "not UTF-8"),
+    ],
+)
+def test_a_sender_that_could_never_be_blocked_is_not_imported(
+    run: Run, rules: RedisServer, member: str, finding: str
+) -> None:
+    script = f"{BLOCKS}SADD block:example.com {member}\n"
+    result = run("import", "--format", "redis", "-", stdin=script)
+    assert result.exit_code == 1
+    assert "standard input:2: block:example.com" in result.output
+    assert finding in result.output
+    assert members(rules) == set()
+    orphan = run("import", "--format", "redis", "-", stdin="SADD block:new.example x.example\n")
+    assert "new.example is not a managed domain" in orphan.output
+
+
+def test_export_is_no_success_when_a_key_cannot_be_read(run: Run, rules: RedisServer) -> None:
+    rules.cli("SET", "block:example.com", "x")
+    for result in (run("export"), run("export", "example.com")):
+        assert result.exit_code == 1
+        assert "HSET alias:example.com bob bob@example.com" in result.output
+        assert "block:example.com: holds another type than a set" in result.output
+
+
+def test_redis_cli_makes_of_a_backup_exactly_what_was_there(run: Run, rules: RedisServer) -> None:
+    circle = "a b@example.com b a@example.com"
+    rules.cli(stdin=f'HSET alias:example.com {circle} "caf\\xe9" "\\xff" "" x\n'
+        'HSET "alias:\\xe9.example" "two words" "a \\"b\\" \\n"\n'
+        f'{BLOCKS}SADD block:example.com "\\xe9" "" "# x" Spam.example\n')  # fmt: skip
+    before = read(rules.url, 5.0)
+    backup = run("export").output
+    refused = run("import", "--replace", "--format", "redis", "-", stdin=backup)
+    assert refused.exit_code == 1, "it is not all good"
+    rules.flush()
+    rules.cli(stdin=backup)
+    assert read(rules.url, 5.0) == before
+    assert rules.cli("HEXISTS", "alias:example.com", b"caf\xe9".decode("utf-8", "surrogateescape"))
+    first = min(n for n, line in enumerate(backup.splitlines()) if "domain:" in line)
+    assert all(" domain:" in line for line in backup.splitlines()[first:])
+
+
+def test_a_field_that_is_no_utf_8_can_be_replaced(run: Run, rules: RedisServer) -> None:
+    rules.cli(stdin='HSET alias:example.com "caf\\xe9" bob@example.com\n')
+    assert "caf\\xe9@example.com\tbob@example.com" in run("list").output
+    assert json.loads(run("list", "--json").output)[1]["address"] == "caf\\xe9@example.com"
+    file = "bob@example.com,bob@example.com\n"
+    assert run("import", "--replace", "--format", "csv", "-", stdin=file).exit_code == 0
+    assert rules.cli("HKEYS", "alias:example.com") == '1) "bob"'
+
+
+def test_a_local_part_with_an_at_sign_comes_back_and_a_whole_address_is_a_mistake(
+    run: Run, rules: RedisServer
+) -> None:
+    assert run("add", '"a@b"@example.com', "bob@example.com").exit_code == 0
+    backup = run("export").output
+    rules.flush()
+    restored = run("import", "--format", "redis", "-", stdin=backup)
+    assert restored.exit_code == 0, restored.output
+    assert rule(rules, "a@b") == "bob@example.com"
+    wrong = "HSET alias:example.com info@example.com bob@example.com\n"
+    refused = run("import", "--format", "redis", "-", stdin=wrong)
+    assert refused.exit_code == 1
+    assert "standard input:1: alias:example.com info@example.com: a whole address" in refused.output
+    assert "write the local part, info" in refused.output
+    empty = run("import", "--format", "redis", "-", stdin='HSET alias:example.com "" x@x.example\n')
+    assert empty.exit_code == 1
+
+
 def test_import_says_which_lines_are_wrong_and_writes_none(
     run: Run, rules: RedisServer, tmp_path: Path
 ) -> None:
@@ -341,7 +480,8 @@ def test_redis_away_is_said_and_is_no_success(run: Run, tmp_path: Path, rules: R
 
 
 def test_a_user_who_may_not_write_the_log_writes_nothing() -> None:
-    user = "clerk on >secret ~alias:* ~domain:* ~audit +@read +@hash +@connection +@transaction"
+    user = "clerk on >secret ~alias:* ~domain:* ~block:* ~audit +@read +@hash"
+    user += " +@connection +@transaction"
     with RedisServer(users=[user]) as redis:
         redis.cli("HSET", "domain:example.com", "unknown", "reject")
         client = editor.connect(redis.url.replace("unix://", "unix://clerk:secret@"), 5.0)
@@ -350,7 +490,7 @@ def test_a_user_who_may_not_write_the_log_writes_nothing() -> None:
             editor.Editor(client, ["example.com"], "clerk", "add") as change_of_clerk,
             pytest.raises(Unavailable),
         ):
-            change_of_clerk.write([change], {})
+            change_of_clerk.write([change], Snapshot())
         assert redis.cli("EXISTS", "alias:example.com") == "(integer) 0"
 
 

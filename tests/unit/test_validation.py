@@ -15,7 +15,7 @@ from aliasmilter.admin.validation import MISTAKES, PROBE, validate
 from aliasmilter.mail.address import Address, parse_address
 from aliasmilter.routing.decision import Policy
 from aliasmilter.routing.resolver import resolve
-from aliasmilter.store.audit import Change
+from aliasmilter.store.audit import Change, Subject
 from aliasmilter.store.schema import alias_key
 from aliasmilter.store.snapshot import Snapshot
 
@@ -63,8 +63,8 @@ def broken(store: Snapshot) -> set[str]:
 
 
 def errors(store: Snapshot, changes: Sequence[Change]) -> set[str]:
-    def place(domain: str, name: str) -> str:
-        return f"{alias_key(domain)} {name}"
+    def place(change: Change) -> str:
+        return f"{change.key} {change.name}"
 
     findings = validate(store, changes, POLICY, DAY, place=place)
     return {each.where for each in findings if each.severity is Severity.ERROR}
@@ -101,7 +101,7 @@ def test_a_changed_setting_is_wrong_for_the_rules_that_it_breaks(
 ) -> None:
     names = sorted(second.keys() | was.keys())
     changes = [
-        Change("b.example", n.decode(), was.get(n), second.get(n), is_setting=True) for n in names
+        Change("b.example", n.decode(), was.get(n), second.get(n), Subject.SETTING) for n in names
     ]
     changes = [change for change in changes if change.before != change.after]
     now = snapshot(rules, second)

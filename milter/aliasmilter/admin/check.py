@@ -18,12 +18,12 @@ from aliasmilter.admin.postfix.findings import findings as postfix_findings
 from aliasmilter.admin.report import Finding, Severity, error, warning
 from aliasmilter.admin.sendmail import reading as sendmail_reading
 from aliasmilter.admin.sendmail.findings import findings as sendmail_findings
-from aliasmilter.admin.validation import MISTAKES, PROBE, UNUSABLE_PATTERN, catch_all_warning
+from aliasmilter.admin.validation import MISTAKES, PROBE, catch_all_warning, field_problem
 from aliasmilter.config import Config, ConfigError
 from aliasmilter.forwarding.outbound import Keyring, load_keyring
-from aliasmilter.mail.address import Address, AddressError, local_key, parse_domain
+from aliasmilter.mail.address import Address, AddressError, parse_domain
 from aliasmilter.mail.replies import Reason
-from aliasmilter.routing.lookup import Unavailable, is_pattern, is_usable_pattern
+from aliasmilter.routing.lookup import Unavailable
 from aliasmilter.routing.plan import handling_of
 from aliasmilter.routing.resolver import resolve
 from aliasmilter.routing.rules import (
@@ -155,8 +155,9 @@ class _Rules:
 
     def _rule(self, domain: str, local: str, raw: bytes) -> Iterator[Finding]:
         where = f"{alias_key(domain)} {local}"
-        if local != local_key(local):
-            yield error(where, "never found: local parts are looked up in lower case")
+        unfit = field_problem(domain, local)
+        if unfit:
+            yield Finding(unfit[0], where, unfit[1])
         try:
             rule = parse_rule(raw)
         except RuleError as problem:
@@ -165,8 +166,7 @@ class _Rules:
         if local == CATCH_ALL:
             yield from self._catch_all(domain, where, rule.action, targets=bool(rule.targets))
             return
-        if is_pattern(local) and not is_usable_pattern(local):
-            yield error(where, UNUSABLE_PATTERN)
+        if unfit and unfit[0] is Severity.ERROR:
             return
         address = Address(local.replace(CATCH_ALL, PROBE), domain)
         decision = resolve(address, self._snapshot.lookup, self._config.policy, self._today)

@@ -12,7 +12,7 @@ from aliasmilter.mail.address import Address, local_key
 from aliasmilter.routing.lookup import Absent, Answer, Found, Unreadable, fields_for
 from aliasmilter.routing.resolver import MAX_DEPTH
 from aliasmilter.routing.rules import CATCH_ALL, RuleError, SameLocalPart, parse_rule
-from aliasmilter.store.audit import Change
+from aliasmilter.store.audit import Change, Subject
 from aliasmilter.store.snapshot import Snapshot
 
 Owner = tuple[str, str]
@@ -27,9 +27,9 @@ def leading_to(snapshot: Snapshot, changes: Iterable[Change]) -> Iterator[Owner]
 
     Args:
         snapshot: all rules and settings as they will be.
-        changes: a changed setting stands for all addresses of its domain.
+        changes: of rules and settings; a changed setting stands for all addresses of its domain.
     """
-    changed = {(c.domain, CATCH_ALL if c.is_setting else c.name) for c in changes}
+    changed = {(c.domain, CATCH_ALL if c.kind is Subject.SETTING else c.name) for c in changes}
     second = _second_domains(snapshot)
     seen, frontier = set(changed), changed
     for _ in range(MAX_DEPTH):
@@ -108,7 +108,7 @@ class Before:
         self._rules: dict[Owner, bytes | None] = {}
         self._settings: dict[str, dict[bytes, bytes]] = {}
         for change in changes:
-            if change.is_setting:
+            if change.kind is Subject.SETTING:
                 self._undo_setting(change)
             else:
                 self._rules[change.domain, change.name] = change.before

@@ -3,7 +3,7 @@
 import gc
 import getpass
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -20,9 +20,9 @@ from aliasmilter.admin.report import Finding, Severity, error
 from aliasmilter.admin.validation import validate
 from aliasmilter.config import Config
 from aliasmilter.routing.lookup import Unavailable
-from aliasmilter.store.audit import Change, rule_address
+from aliasmilter.store.audit import Change, Subject, rule_address
 from aliasmilter.store.editor import AuditIncomplete, Conflict, Editor, connect
-from aliasmilter.store.schema import alias_key, domain_key
+from aliasmilter.store.schema import alias_key, block_key, domain_key
 from aliasmilter.store.snapshot import Snapshot, read
 
 TIMEOUT = 30.0  # seconds for one reply of Redis while much is read or written
@@ -40,7 +40,8 @@ class Wish:
         command: its name, for the audit stream.
         rules: what is to be there.
         removed: (domain, local part or `*`) of rules that are to go.
-        replace: other rules of the domains that `rules` has rules for go, too.
+        replace: other rules of the domains that `rules` has rules for go, too; likewise settings
+            and blocked senders.
         overwrite: a rule that is there may be changed.
         create_domains: domains that are not managed become so.
         skip: what could not be taken over is left out.
@@ -58,7 +59,7 @@ class Wish:
 
     @property
     def domains(self) -> set[str]:
-        """The domains whose rules or settings it may change."""
+        """The domains whose rules, settings or blocked senders it may change."""
         return {*self.rules.domains, *(domain for domain, _ in self.removed)}
 
 
@@ -110,7 +111,7 @@ def _edit(config: Config, wish: Wish, bar: Bar) -> int:
             if _report(findings):
                 return 1
             if not wish.dry_run and changes:
-                editor.write(changes, snapshot.rules, bar.phase("writing", len(changes)))
+                editor.write(changes, snapshot, bar.phase("writing", len(changes)))
     finally:
         client.close()
     _tell(wish, changes)
@@ -131,7 +132,7 @@ def without_collector() -> Iterator[None]:
 
 def _plan(wish: Wish, snapshot: Snapshot) -> tuple[list[Finding], list[Change]]:
     """What has to change, and is changed in the snapshot; or why it cannot."""
-    keys = {key for d in wish.domains for key in (domain_key(d), alias_key(d))}
+    keys = {k for d in wish.domains for k in (domain_key(d), alias_key(d), block_key(d))}
     findings = [error(key, snapshot.unreadable[key]) for key in keys & snapshot.unreadable.keys()]
     for domain, name in wish.removed:
         if name not in snapshot.rules.get(domain, {}):
@@ -160,8 +161,22 @@ def difference(wish: Wish, snapshot: Snapshot) -> Iterator[Change]:
             for name, raw in known.items():
                 if name not in given:
                     yield Change(domain, name, raw, None)
+    for domain, members in wish.rules.blocks.items():
+        yield from _blocks(wish, domain, members, snapshot.blocks.get(domain, set()))
     for domain, name in dict.fromkeys(wish.removed):
         yield Change(domain, name, snapshot.rules.get(domain, {}).get(name), None)
+
+
+def _blocks(
+    wish: Wish, domain: str, given: Collection[bytes], known: Collection[bytes]
+) -> Iterator[Change]:
+    for member in given:
+        if member not in known:
+            yield Change(domain, "", None, member, Subject.BLOCK)
+    if wish.replace:
+        for member in sorted(known):
+            if member not in given:
+                yield Change(domain, "", member, None, Subject.BLOCK)
 
 
 def _settings(wish: Wish, domain: str, known: dict[bytes, bytes]) -> Iterator[Change]:
@@ -170,17 +185,23 @@ def _settings(wish: Wish, domain: str, known: dict[bytes, bytes]) -> Iterator[Ch
         given = _NEW_DOMAIN
     for name, value in given.items():
         if known.get(name) != value:
-            yield Change(domain, _text(name), known.get(name), value, is_setting=True)
+            yield Change(domain, _text(name), known.get(name), value, Subject.SETTING)
     if wish.replace and given:
         for name, value in known.items():
             if name not in given:
-                yield Change(domain, _text(name), value, None, is_setting=True)
+                yield Change(domain, _text(name), value, None, Subject.SETTING)
 
 
 def _carry_out(changes: Sequence[Change], snapshot: Snapshot) -> None:
     """Make the snapshot what the rules will be."""
     for change in changes:
-        if change.is_setting:
+        if change.kind is Subject.BLOCK:
+            members = snapshot.blocks.setdefault(change.domain, set())
+            if change.before is not None:
+                members.discard(change.before)
+            if change.after is not None:
+                members.add(change.after)
+        elif change.kind is Subject.SETTING:
             fields = snapshot.settings.setdefault(change.domain, {})
             _set(fields, change.name.encode(), change.after)
         else:

@@ -11,7 +11,7 @@ from aliasmilter import config as configuration
 from aliasmilter.admin.edit import TIMEOUT
 from aliasmilter.admin.formats import FORMATS
 from aliasmilter.admin.formats.ruleset import RuleSet
-from aliasmilter.admin.output import show_json, show_rows
+from aliasmilter.admin.output import printable, show_json, show_rows
 from aliasmilter.mail.address import Address
 from aliasmilter.routing.lookup import Unavailable
 from aliasmilter.routing.rules import RuleError, parse_rule
@@ -37,7 +37,7 @@ def show(path: Path, domain: str | None, *, as_json: bool) -> int:
     if as_json:
         show_json(_described(address, raw) for address, raw in _rules(snapshot))
     else:
-        rows = ((a, raw.decode("utf-8", "backslashreplace")) for a, raw in _rules(snapshot))
+        rows = ((address, _text(raw)) for address, raw in _rules(snapshot))
         show_rows(("ADDRESS", "RULE"), rows)
     return 0
 
@@ -46,7 +46,8 @@ def export(path: Path, domain: str | None, file_format: str) -> int:
     """Write the rules to standard output in a format that `import` reads.
 
     Returns:
-        0; 1 when Redis is away, the domain is not managed, or not all could be said in the format.
+        0; 1 when Redis is away, the domain is not managed, or something is missing: a key that
+        cannot be read, a rule that the format cannot say.
 
     Raises:
         ConfigError: the configuration cannot be used.
@@ -64,7 +65,7 @@ def export(path: Path, domain: str | None, file_format: str) -> int:
     if said.left_out:
         count = len(said.left_out)
         click.echo(f"alias-milter: {count} rules cannot be said in this format", err=True)
-    return 1 if said.left_out else 0
+    return 1 if said.left_out or snapshot.unreadable else 0
 
 
 def _read(path: Path, domain: str | None) -> Snapshot | None:
@@ -75,10 +76,12 @@ def _read(path: Path, domain: str | None) -> Snapshot | None:
         click.echo(f"alias-milter: {problem}", err=True)
         return None
     for key, wrong in snapshot.unreadable.items():
-        click.echo(f"alias-milter: {key}: {wrong}", err=True)
-    if domain and not (snapshot.settings.get(domain) or snapshot.rules.get(domain)):
-        hint = f"there is no {domain_key(domain)}"
-        click.echo(f"alias-milter: {domain} is not a managed domain: {hint}", err=True)
+        click.echo(f"alias-milter: {printable(key)}: {wrong}", err=True)
+    there = (snapshot.settings, snapshot.rules, snapshot.blocks)
+    if domain and not any(some.get(domain) for some in there):
+        if not snapshot.unreadable:
+            hint = f"there is no {domain_key(domain)}"
+            click.echo(f"alias-milter: {domain} is not a managed domain: {hint}", err=True)
         return None
     return snapshot
 
@@ -86,11 +89,11 @@ def _read(path: Path, domain: str | None) -> Snapshot | None:
 def _rules(snapshot: Snapshot) -> Iterator[tuple[str, bytes]]:
     for domain in sorted(snapshot.rules):
         for name, raw in sorted(snapshot.rules[domain].items()):
-            yield rule_address(domain, name), raw
+            yield _text(rule_address(domain, name).encode("utf-8", "surrogateescape")), raw
 
 
 def _described(address: str, raw: bytes) -> dict[str, Any]:
-    said: dict[str, Any] = {"address": address, "rule": raw.decode("utf-8", "backslashreplace")}
+    said: dict[str, Any] = {"address": address, "rule": _text(raw)}
     try:
         rule = parse_rule(raw)
     except RuleError as problem:
@@ -99,3 +102,7 @@ def _described(address: str, raw: bytes) -> dict[str, Any]:
     options = {"action": rule.action, "text": rule.text, "vendor": rule.vendor, "note": rule.note}
     expires = rule.expires.isoformat() if rule.expires else None
     return said | {"targets": targets, "expires": expires} | options
+
+
+def _text(word: bytes) -> str:
+    return word.decode("utf-8", "backslashreplace")

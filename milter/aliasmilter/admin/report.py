@@ -5,6 +5,8 @@ from enum import StrEnum
 
 import click
 
+from aliasmilter.admin.output import printable
+
 
 class Severity(StrEnum):
     """How bad a finding is: errors make a command exit with 1."""
@@ -24,7 +26,8 @@ class Finding:
     def show(self, *, err: bool = False) -> None:
         """Print it on one line; with `err` on standard error."""
         colour = "red" if self.severity is Severity.ERROR else "yellow"
-        click.echo(f"{click.style(self.severity, fg=colour)}: {self.where}: {self.what}", err=err)
+        said = printable(f"{self.where}: {self.what}")
+        click.echo(f"{click.style(self.severity, fg=colour)}: {said}", err=err)
 
 
 def error(where: str, what: str) -> Finding:

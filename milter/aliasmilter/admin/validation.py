@@ -12,7 +12,13 @@ from datetime import date
 
 from aliasmilter.admin.dependants import Before, Owner, leading_to
 from aliasmilter.admin.report import Finding, Severity, error, warning
-from aliasmilter.mail.address import Address, local_key
+from aliasmilter.mail.address import (
+    Address,
+    AddressError,
+    local_key,
+    parse_address,
+    parse_domain,
+)
 from aliasmilter.mail.replies import Reason
 from aliasmilter.routing.decision import Policy
 from aliasmilter.routing.lookup import Lookup, is_pattern, is_usable_pattern
@@ -26,7 +32,7 @@ from aliasmilter.routing.rules import (
     parse_rule,
     parse_settings,
 )
-from aliasmilter.store.audit import Change
+from aliasmilter.store.audit import Change, Subject, rule_address
 from aliasmilter.store.schema import alias_key, domain_key
 from aliasmilter.store.snapshot import Snapshot
 
@@ -40,8 +46,8 @@ PROBE = "alias-milter-check"
 _MAX_HEIGHT = 5
 _MAX_WIDTH = 100
 
-Place = Callable[[str, str], str]
-"""Names the rule of a domain and field, for a finding."""
+Place = Callable[[Change], str]
+"""Names what changes, for a finding."""
 
 
 def validate(
@@ -60,19 +66,17 @@ def validate(
         changes: those that lead there.
         policy: of the configuration.
         today: the day in UTC.
-        place: names a rule in a finding.
+        place: names a change in a finding.
         progress: told of the number of changes looked at since the last time.
     """
     checker = _Checker(snapshot, policy, today, place)
     for number, change in enumerate(changes, 1):
-        if change.is_setting:
-            yield from checker.setting(change)
-        elif change.after is not None:
-            yield from checker.rule(change.domain, change.name, change.after)
+        yield from checker.findings(change)
         if not number % 1000:
             progress(1000)
-    before = Before(snapshot, changes)
-    for domain, name in _dependants(snapshot, changes):
+    leading = [change for change in changes if change.kind is not Subject.BLOCK]
+    before = Before(snapshot, leading)
+    for domain, name in _dependants(snapshot, leading):
         yield from checker.broken(domain, name, before.lookup)
 
 
@@ -80,6 +84,40 @@ def catch_all_warning(policy: Policy) -> str:
     """What is to be said of a catch-all with ordinary targets."""
     goes = "are held for it" if policy.hold else "go to the quarantine mailbox"
     return f"a catch-all never reaches a real inbox: its hits {goes}"
+
+
+def field_problem(domain: str, name: str) -> tuple[Severity, str] | None:
+    """What is wrong with a field of `alias:<domain>`, whatever its rule says.
+
+    A quoted local part may hold an @, but a field that is a whole address was hardly meant so.
+    """
+    if not name:
+        return Severity.ERROR, "never found: an empty field"
+    if name != local_key(name):
+        return Severity.ERROR, "never found: local parts are looked up in lower case"
+    if is_pattern(name) and not is_usable_pattern(name):
+        return Severity.ERROR, UNUSABLE_PATTERN
+    if "@" not in name:
+        return None
+    try:
+        address = parse_address(name)
+    except AddressError:
+        return None
+    what = f"a whole address, found for {rule_address(domain, name)} only: write the local part"
+    own = address.domain == domain
+    return Severity.ERROR if own else Severity.WARNING, f"{what}, {address.local}"
+
+
+def member_problem(member: bytes) -> str:
+    """Why a member of `block:<domain>` never blocks anybody; "" when it can."""
+    try:
+        text = member.decode("utf-8")
+        canonical = parse_address(text).key if "@" in text else parse_domain(text)
+    except UnicodeDecodeError:
+        return "never found: not UTF-8"
+    except AddressError as problem:
+        return f"never found, neither an address nor a domain: {problem}"
+    return "" if text == canonical else f"never found: write it {canonical}"
 
 
 class _Checker:
@@ -91,6 +129,21 @@ class _Checker:
         self._today = today
         self._place = place
         self._prover = _Prover(snapshot, today)
+
+    def findings(self, change: Change) -> Iterator[Finding]:
+        """What is wrong with a change itself."""
+        if change.kind is Subject.SETTING:
+            yield from self.setting(change)
+        elif change.after is None:
+            return
+        elif not self._snapshot.settings.get(change.domain):
+            hint = f"HSET {domain_key(change.domain)} unknown reject, or --create-domains"
+            what = f"{change.domain} is not a managed domain ({hint})"
+            yield error(self._place(change), what)
+        elif change.kind is Subject.RULE:
+            yield from self.rule(change, change.after)
+        elif problem := member_problem(change.after):
+            yield error(self._place(change), problem)
 
     def setting(self, change: Change) -> Iterator[Finding]:
         """A domain whose settings change: each must mean something, `alias_of` lead somewhere."""
@@ -104,32 +157,35 @@ class _Checker:
         if change.name == "alias_of" and other and not any(other in some for some in ours):
             yield error(f"{change.key} alias_of", f"{other} is not managed")
 
-    def rule(self, domain: str, name: str, raw: bytes) -> Iterator[Finding]:
+    def rule(self, change: Change, raw: bytes) -> Iterator[Finding]:
         """A rule that is new or different."""
-        if not self._snapshot.settings.get(domain):
-            hint = f"HSET {domain_key(domain)} unknown reject, or --create-domains"
-            yield error(self._place(domain, name), f"{domain} is not a managed domain ({hint})")
-            return
-        if is_pattern(name) and not is_usable_pattern(name):
-            yield error(self._place(domain, name), UNUSABLE_PATTERN)
-            return
+        domain, name, where = change.domain, change.name, self._place(change)
+        unfit = field_problem(domain, name)
+        if unfit:
+            yield Finding(unfit[0], where, unfit[1])
+            if unfit[0] is Severity.ERROR:
+                return
         try:
             rule = parse_rule(raw)
         except RuleError as problem:
-            yield error(self._place(domain, name), str(problem))
+            yield error(where, str(problem))
             return
-        if rule.expires and self._today > rule.expires:
-            yield warning(self._place(domain, name), f"expired on {rule.expires}")
-        if name == CATCH_ALL and any(isinstance(target, Address) for target in rule.targets):
-            yield warning(self._place(domain, name), catch_all_warning(self._policy))
-        second_of = self._snapshot.settings[domain].get(b"alias_of")
-        if second_of:
-            other = second_of.decode("utf-8", "replace")
-            yield warning(self._place(domain, name), f"never used: the domain is alias_of {other}")
+        yield from self._meaning(domain, name, rule, where)
         if not self._prover.proves(domain, name, rule):
             verdict = self._verdict(domain, name, self._snapshot.lookup)
             if verdict:
-                yield Finding(verdict[0], self._place(domain, name), verdict[1])
+                yield Finding(verdict[0], where, verdict[1])
+
+    def _meaning(self, domain: str, name: str, rule: Rule, where: str) -> Iterator[Finding]:
+        """What a rule says that may not be what was meant."""
+        if rule.expires and self._today > rule.expires:
+            yield warning(where, f"expired on {rule.expires}")
+        if name == CATCH_ALL and any(isinstance(target, Address) for target in rule.targets):
+            yield warning(where, catch_all_warning(self._policy))
+        second_of = self._snapshot.settings[domain].get(b"alias_of")
+        if second_of:
+            other = second_of.decode("utf-8", "replace")
+            yield warning(where, f"never used: the domain is alias_of {other}")
 
     def _verdict(self, domain: str, name: str, lookup: Lookup) -> tuple[Severity, str] | None:
         """What is wrong with where a rule leads, as the resolver says it."""
@@ -235,6 +291,6 @@ class _Prover:
 
 
 def _dependants(snapshot: Snapshot, changes: Sequence[Change]) -> Iterator[Owner]:
-    written = sum(change.after is not None for change in changes if not change.is_setting)
+    written = sum(change.after is not None for change in changes if change.kind is Subject.RULE)
     if written < sum(len(rules) for rules in snapshot.rules.values()):
         yield from leading_to(snapshot, changes)

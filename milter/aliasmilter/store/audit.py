@@ -1,16 +1,17 @@
 """The audit stream: who changed what with our commands, and when.
 
 An entry has the fields `who`, `command`, `address`, and, where there is one, the value `before` and
-`after`. `address` is a rule's (`*@example.com` for a catch-all) or a setting's
-(`domain:example.com unknown`). A change of more than `DIRECT` fields has one entry in the
-transaction itself, whose address is the domain (`@example.com`) and whose `after` counts them, and
-then its details.
+`after`. `address` is a rule's (`*@example.com` for a catch-all), a setting's
+(`domain:example.com unknown`) or a set's (`block:example.com`). A change of more than `DIRECT`
+fields has one entry for each domain or set in the transaction itself, whose address is the domain
+(`@example.com`) or the set and whose `after` counts them, and then its details.
 """
 
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from enum import Enum, auto
 from typing import Any, NamedTuple
 
 from redis.exceptions import RedisError
@@ -18,40 +19,51 @@ from redis.exceptions import RedisError
 from aliasmilter.mail.address import Address
 from aliasmilter.routing.lookup import Unavailable
 from aliasmilter.routing.rules import CATCH_ALL
-from aliasmilter.store.schema import AUDIT_KEY, alias_key, domain_key
+from aliasmilter.store.schema import AUDIT_KEY, alias_key, block_key, domain_key
 
 MAX_ENTRIES = 1_000_000
 _PAGE = 1000
 
 
+class Subject(Enum):
+    """What a change is of."""
+
+    RULE = auto()  # a field of `alias:<domain>`
+    SETTING = auto()  # a field of `domain:<domain>`
+    BLOCK = auto()  # a member of `block:<domain>`
+
+
+_KEYS = {Subject.RULE: alias_key, Subject.SETTING: domain_key, Subject.BLOCK: block_key}
+
+
 class Change(NamedTuple):
-    """One field of a hash with rules or settings, before and after.
+    """One field of a hash with rules or settings, or one member of a set, before and after.
 
     Attributes:
         domain: lower-case A-labels.
-        name: a local part, `*`, or the name of a setting.
-        before: the value, or None where there was none.
-        after: the value, or None where there will be none.
-        is_setting: the field is of `domain:<domain>`, not of `alias:<domain>`.
+        name: a local part, `*`, or the name of a setting; "" for a member of a set.
+        before: the value (the member itself), or None where there was none.
+        after: the value (the member itself), or None where there will be none.
+        kind: what it is of.
     """
 
     domain: str
     name: str
     before: bytes | None
     after: bytes | None
-    is_setting: bool = False
+    kind: Subject = Subject.RULE
 
     @property
     def key(self) -> str:
-        """The key of the hash."""
-        return domain_key(self.domain) if self.is_setting else alias_key(self.domain)
+        """The key of the hash or set."""
+        return _KEYS[self.kind](self.domain)
 
     @property
     def address(self) -> str:
         """What people call it."""
-        if self.is_setting:
-            return f"{self.key} {self.name}"
-        return rule_address(self.domain, self.name)
+        if self.kind is Subject.RULE:
+            return rule_address(self.domain, self.name)
+        return f"{self.key} {self.name}".rstrip()
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +81,8 @@ class Entry:
         """Whether it is about an address (`bob@example.com`) or a domain (`example.com`)."""
         if "@" in subject:
             return self.address == subject
+        if self.address == block_key(subject):
+            return True
         return self.address.endswith("@" + subject) or self.address.startswith(
             domain_key(subject) + " "
         )

@@ -2,18 +2,20 @@
 
 Theory of operation. The keys that will change are watched *before* anything is read, so that what
 was checked is what is changed: whoever edits one of them in between, by whatever means, makes the
-change fail as a whole. Then one transaction (MULTI/EXEC) writes it, over all domains.
+change fail as a whole. Then one transaction (MULTI/EXEC) writes it, over all domains, the rules,
+settings and sets of blocked senders alike.
 
 A transaction blocks Redis, and with it the mail, for as long as it runs: seconds for a million
 fields. So a large change is prepared in keys of its own, in batches, and the transaction only puts
 them in place (RENAME takes no time, whatever the size). What they replace is removed in the
 background (UNLINK), and their details go into the audit stream afterwards; the transaction itself
-leaves one entry for each domain there.
+leaves one entry for each hash or set there.
 """
 
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Self, TypeVar
 
@@ -27,8 +29,9 @@ from redis.sentinel import Sentinel
 from aliasmilter import redisurl
 from aliasmilter.redisurl import Endpoint, Kind, Target
 from aliasmilter.routing.lookup import Unavailable
-from aliasmilter.store.audit import MAX_ENTRIES, Change
-from aliasmilter.store.schema import AUDIT_KEY, alias_key, domain_key, staged_key
+from aliasmilter.store.audit import MAX_ENTRIES, Change, Subject
+from aliasmilter.store.schema import AUDIT_KEY, alias_key, block_key, domain_key, staged_key
+from aliasmilter.store.snapshot import Snapshot
 
 DIRECT = 10_000  # fields that one transaction writes; about 50 ms
 _BATCH = 1000
@@ -120,12 +123,67 @@ def _master(target: Target, options: dict[str, Any]) -> Any:  # noqa: ANN401  # 
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A hash or set that a large change replaces.
+
+    Attributes:
+        key: its name.
+        changes: of it, at least one.
+        content: all that it will hold: fields with values, or members.
+    """
+
+    key: str
+    changes: Sequence[Change]
+    content: Collection[tuple[str, bytes] | bytes]
+
+    @property
+    def command(self) -> str:
+        """What writes the content."""
+        return "SADD" if self.changes[0].kind is Subject.BLOCK else "HSET"
+
+    @property
+    def address(self) -> str:
+        """What the audit stream calls it as a whole."""
+        first = self.changes[0]
+        return first.address if first.kind is Subject.BLOCK else f"@{first.domain}"
+
+    @property
+    def was_there(self) -> bool:
+        """Whether it held anything before."""
+        added, _, removed = self._counts
+        return len(self.content) - added + removed > 0
+
+    @property
+    def told(self) -> str:
+        """The changes in numbers."""
+        return "{} added, {} changed, {} removed".format(*self._counts)
+
+    @property
+    def _counts(self) -> tuple[int, int, int]:
+        added = sum(change.before is None for change in self.changes)
+        removed = sum(change.after is None for change in self.changes)
+        return added, len(self.changes) - added - removed, removed
+
+
+def _content(change: Change, snapshot: Snapshot) -> Collection[tuple[str, bytes] | bytes]:
+    """All that the hash or set of a change will hold."""
+    if change.kind is Subject.BLOCK:
+        return snapshot.blocks.get(change.domain, set())
+    return snapshot.rules.get(change.domain, {}).items()
+
+
+def _words(item: tuple[str, bytes] | bytes) -> tuple[bytes, ...]:
+    """A piece of content as HSET or SADD take it."""
+    return (item,) if isinstance(item, bytes) else (_octets(item[0]), item[1])
+
+
 class Editor:
     """One change, as a context manager: what it names is watched from the beginning.
 
     Args:
         client: of `connect`.
-        domains: those whose rules or settings may change.
+        domains: those whose rules, settings or blocked senders may change.
         who: for the audit stream.
         command: likewise.
 
@@ -138,7 +196,7 @@ class Editor:
             # A transaction is one node's; `domain:` and `alias:` of a domain may be on two.
             raise Unavailable("rules in a Redis Cluster cannot be changed as a whole: redis-cli -c")
         self._client = client
-        self._keys = [key for d in domains for key in (domain_key(d), alias_key(d))]
+        self._keys = [k for d in domains for k in (domain_key(d), alias_key(d), block_key(d))]
         self._signature = ("who", who, "command", command)
         self._run = uuid.uuid4().hex
 
@@ -161,14 +219,14 @@ class Editor:
     def write(
         self,
         changes: Sequence[Change],
-        rules: Mapping[str, Mapping[str, bytes]],
+        snapshot: Snapshot,
         progress: Progress = lambda _: None,
     ) -> None:
         """Write the changes, whole or not at all.
 
         Args:
             changes: against what was read after the `with` began.
-            rules: domain -> all its rules, as they will be.
+            snapshot: all rules, settings and blocked senders, as they will be.
             progress: told how far it is.
 
         Raises:
@@ -181,7 +239,7 @@ class Editor:
             self._write_directly(changes)
             progress(len(changes))
         else:
-            self._write_staged(changes, rules, progress)
+            self._write_staged(changes, snapshot, progress)
 
     def _write_directly(self, changes: Sequence[Change]) -> None:
         self._require_stream()
@@ -191,81 +249,70 @@ class Editor:
         self._execute()
 
     def _write_staged(
-        self,
-        changes: Sequence[Change],
-        rules: Mapping[str, Mapping[str, bytes]],
-        progress: Progress,
+        self, changes: Sequence[Change], snapshot: Snapshot, progress: Progress
     ) -> None:
-        by_domain: dict[str, list[Change]] = defaultdict(list)
+        by_key: dict[str, list[Change]] = defaultdict(list)
         for change in changes:
-            if not change.is_setting:
-                by_domain[change.domain].append(change)
+            if change.kind is not Subject.SETTING:
+                by_key[change.key].append(change)
+        parts = [_Part(key, some, _content(some[0], snapshot)) for key, some in by_key.items()]
         try:
-            for domain, its_changes in by_domain.items():
-                self._stage(domain, rules[domain], len(its_changes), progress)
+            for part in parts:
+                self._stage(part, progress)
         except (RedisError, OSError) as error:
             raise Unavailable(f"Redis: {error}; nothing was changed") from error
-        replaced = self._put_in_place(changes, by_domain, rules)
+        replaced = self._put_in_place(changes, parts)
         try:
             for keys in _batches(replaced):
                 self._client.unlink(*keys)
-            self._write_details(change for change in changes if not change.is_setting)
+            self._write_details(change for change in changes if change.kind is not Subject.SETTING)
         except (RedisError, OSError) as error:
             raise AuditIncomplete(f"Redis: {error}") from error
 
-    def _stage(
-        self, domain: str, rules: Mapping[str, bytes], changed: int, progress: Progress
-    ) -> None:
-        """Write a domain's rules to a key of their own."""
-        key = staged_key(domain, self._run)
+    def _stage(self, part: "_Part", progress: Progress) -> None:
+        """Write all that a hash or set will hold to a key of its own."""
+        key = staged_key(part.key, self._run)
         pipeline = self._client.pipeline(transaction=False)
-        written = 0
-        for batch in _batches(rules.items()):
-            pipeline.execute_command("HSET", key, *(part for item in batch for part in item))
+        changed, written = len(part.changes), 0
+        for batch in _batches(part.content):
+            words = (word for item in batch for word in _words(item))
+            pipeline.execute_command(part.command, key, *words)
             # Again and again: it must not vanish while its fellows are written.
             pipeline.expire(key, _STAGED_FOR)
             pipeline.execute()
-            part = changed * len(batch) // max(len(rules), 1)
-            progress(part)
-            written += part
+            share = changed * len(batch) // max(len(part.content), 1)
+            progress(share)
+            written += share
         progress(changed - written)
 
-    def _put_in_place(
-        self,
-        changes: Sequence[Change],
-        by_domain: Mapping[str, Sequence[Change]],
-        rules: Mapping[str, Mapping[str, bytes]],
-    ) -> list[str]:
-        """The transaction that makes the prepared keys the rules; returns the keys they replace."""
+    def _put_in_place(self, changes: Sequence[Change], parts: Sequence["_Part"]) -> list[str]:
+        """The transaction that renames the prepared keys; returns the keys they replace."""
         pipeline = self._pipeline
         self._require_stream()
-        self._require_staged([domain for domain in by_domain if rules[domain]])
+        self._require_staged([part.key for part in parts if part.content])
         replaced = []
         pipeline.multi()
         for change in changes:
-            if change.is_setting:
+            if change.kind is Subject.SETTING:
                 self._write_field(change)
-        for domain, its_changes in by_domain.items():
-            staged, old = staged_key(domain, self._run), staged_key(domain, f"{self._run}:old")
-            added = sum(change.before is None for change in its_changes)
-            removed = sum(change.after is None for change in its_changes)
-            if len(rules[domain]) - added + removed:  # as many as there were
-                pipeline.rename(alias_key(domain), old)
+        for part in parts:
+            staged, old = staged_key(part.key, self._run), staged_key(part.key, f"{self._run}:old")
+            if part.was_there:
+                pipeline.rename(part.key, old)
                 pipeline.expire(old, _STAGED_FOR)
                 replaced.append(old)
-            if rules[domain]:
+            if part.content:
                 pipeline.persist(staged)
-                pipeline.rename(staged, alias_key(domain))
-            changed = len(its_changes) - added - removed
-            told = f"{added} added, {changed} changed, {removed} removed"
-            pipeline.execute_command(*self._entry_fields("address", f"@{domain}", "after", told))
+                pipeline.rename(staged, part.key)
+            entry = self._entry_fields("address", part.address, "after", part.told)
+            pipeline.execute_command(*entry)
         self._execute()
         return replaced
 
-    def _require_staged(self, domains: Sequence[str]) -> None:
+    def _require_staged(self, keys: Sequence[str]) -> None:
         """A transaction is not undone half-way: what it renames must be there, and stay."""
         try:
-            for some in _batches([staged_key(domain, self._run) for domain in domains]):
+            for some in _batches([staged_key(key, self._run) for key in keys]):
                 self._pipeline.watch(*some)
                 if self._pipeline.exists(*some) != len(some):
                     raise Conflict("what was prepared has been removed")
@@ -282,10 +329,15 @@ class Editor:
             raise Unavailable(f"Redis: the key {AUDIT_KEY} holds another type than a stream")
 
     def _write_field(self, change: Change) -> None:
-        if change.after is None:
-            self._pipeline.hdel(change.key, change.name)
+        if change.kind is Subject.BLOCK:
+            if change.before is not None:
+                self._pipeline.srem(change.key, change.before)
+            if change.after is not None:
+                self._pipeline.sadd(change.key, change.after)
+        elif change.after is None:
+            self._pipeline.hdel(change.key, _octets(change.name))
         else:
-            self._pipeline.hset(change.key, change.name, change.after)
+            self._pipeline.hset(change.key, _octets(change.name), change.after)
         self._pipeline.execute_command(*self._entry(change))
 
     def _write_details(self, changes: Iterable[Change]) -> None:
@@ -306,7 +358,7 @@ class Editor:
             raise Unavailable(f"Redis: {error}{doubt}") from error
 
     def _entry(self, change: Change) -> tuple[str | int | bytes, ...]:
-        fields: list[str | bytes] = ["address", change.address]
+        fields: list[str | bytes] = ["address", _octets(change.address)]
         if change.before is not None:
             fields += ["before", change.before]
         if change.after is not None:
@@ -316,6 +368,11 @@ class Editor:
     def _entry_fields(self, *fields: str | bytes) -> tuple[str | int | bytes, ...]:
         limit = ("MAXLEN", "~", MAX_ENTRIES)
         return ("XADD", AUDIT_KEY, *limit, "*", *self._signature, *fields)
+
+
+def _octets(text: str) -> bytes:
+    """A name as Redis has it; what is no UTF-8 in it comes with surrogate escapes."""
+    return text.encode("utf-8", "surrogateescape")
 
 
 def _batches(items: Iterable[_T]) -> Iterator[list[_T]]:

@@ -36,9 +36,9 @@ def reinjected_key(digest: str) -> str:
     return REINJECTED_PREFIX + digest
 
 
-def staged_key(domain: str, run: str) -> str:
-    """The rules of a domain as an import is about to put them in place; gone after an hour."""
-    return f"{STAGED_PREFIX}{run}:{domain}"
+def staged_key(key: str, run: str) -> str:
+    """A key as an import is about to put it in place; gone after an hour."""
+    return f"{STAGED_PREFIX}{run}:{key}"
 
 
 def block_key(domain: str) -> str:

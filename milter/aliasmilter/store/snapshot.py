@@ -15,7 +15,14 @@ from aliasmilter.store.connect import connect
 from aliasmilter.store.deadline import Deadline, GarbledError
 from aliasmilter.store.link import Command, Reply, check
 from aliasmilter.store.questions import pairs, unreadable
-from aliasmilter.store.schema import ALIAS_PREFIX, DOMAIN_PREFIX, alias_key, domain_key
+from aliasmilter.store.schema import (
+    ALIAS_PREFIX,
+    BLOCK_PREFIX,
+    DOMAIN_PREFIX,
+    alias_key,
+    block_key,
+    domain_key,
+)
 from aliasmilter.store.servers import Servers
 
 _BATCH = 1000
@@ -25,14 +32,18 @@ _BATCH = 1000
 class Snapshot:
     """What Redis held when it was read.
 
+    Names that are no UTF-8 have surrogate escapes, so that nothing is lost of them.
+
     Attributes:
         settings: domain -> hash of its settings.
         rules: domain -> local part -> rule text.
+        blocks: domain -> the set of senders that it blocks.
         unreadable: keys that hold something else than they should -> what is wrong.
     """
 
     settings: dict[str, dict[bytes, bytes]] = field(default_factory=dict)
     rules: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    blocks: dict[str, set[bytes]] = field(default_factory=dict)
     unreadable: dict[str, str] = field(default_factory=dict)
 
     def lookup(self, addresses: Sequence[Address]) -> list[Answer]:
@@ -51,7 +62,7 @@ class Snapshot:
 
 
 def read(url: str, timeout: float, only: str | None = None) -> Snapshot:
-    """Read all domains and rules, of all the masters.
+    """Read all domains, rules and blocked senders, of all the masters.
 
     Args:
         url: as in `[store] url`.
@@ -67,12 +78,15 @@ def read(url: str, timeout: float, only: str | None = None) -> Snapshot:
         if only:
             reader.read_settings([domain_key(only).encode()])
             reader.read_rules([alias_key(only).encode()])
+            reader.read_blocks([block_key(only).encode()])
             return reader.snapshot
         for master in servers.each(Deadline(timeout)):
             for keys in reader.keys(master, DOMAIN_PREFIX):
                 reader.read_settings(keys)
             for keys in reader.keys(master, ALIAS_PREFIX):
                 reader.read_rules(keys)
+            for keys in reader.keys(master, BLOCK_PREFIX):
+                reader.read_blocks(keys)
     finally:
         servers.close()
     return reader.snapshot
@@ -98,43 +112,58 @@ class _Reader:
 
     def read_settings(self, keys: Sequence[bytes]) -> None:
         """Read the hashes of domains."""
-        for key, reply in self._ask(keys, lambda key: ("HGETALL", key)):
+        for key, reply in self._ask(keys, lambda key: ("HGETALL", key), "hash"):
             self.snapshot.settings[_domain(key, DOMAIN_PREFIX)] = pairs(reply) if reply else {}
 
     def read_rules(self, keys: Sequence[bytes]) -> None:
         """Read the rules of domains, of large ones a batch at a time."""
-        for key, reply in self._ask(keys, lambda key: _hscan(key, b"0")):
+        for key, reply in self._ask(keys, lambda key: _scan("HSCAN", key), "hash"):
             rules = self.snapshot.rules[_domain(key, ALIAS_PREFIX)] = {}
-            while reply:
-                cursor, words = page(reply)
-                found = pairs(words).items()
-                rules.update((f.decode("utf-8", "backslashreplace"), rule) for f, rule in found)
-                if cursor == b"0":
-                    break
-                (reply,) = self.servers.ask([_hscan(key, cursor)], Deadline(self.timeout))  # noqa: PLW2901
+            for words in self._pages("HSCAN", key, reply):
+                rules.update((_text(f), rule) for f, rule in pairs(words).items())
+
+    def read_blocks(self, keys: Sequence[bytes]) -> None:
+        """Read the sets of blocked senders, of large ones a batch at a time."""
+        for key, reply in self._ask(keys, lambda key: _scan("SSCAN", key), "set"):
+            members = {member for words in self._pages("SSCAN", key, reply) for member in words}
+            if members:
+                self.snapshot.blocks[_domain(key, BLOCK_PREFIX)] = members
+
+    def _pages(self, name: str, key: bytes, reply: Reply) -> Iterator[list[bytes]]:
+        """What is in a key, beginning with the first reply; nothing when there is none."""
+        while reply:
+            cursor, words = page(reply)
+            yield words
+            if cursor == b"0":
+                return
+            (reply,) = self.servers.ask([_scan(name, key, cursor)], Deadline(self.timeout))
 
     def _ask(
-        self, keys: Sequence[bytes], question: Callable[[bytes], Command]
+        self, keys: Sequence[bytes], question: Callable[[bytes], Command], kind: str
     ) -> Iterator[tuple[bytes, Reply]]:
         """Ask about all the keys at once; None for one that cannot be read, which is noted."""
         replies = self.servers.ask([question(key) for key in keys], Deadline(self.timeout))
         for key, reply in zip(keys, replies, strict=True):
-            problem = unreadable(key.decode("utf-8", "backslashreplace"), reply)
+            problem = unreadable(_text(key), reply, kind)
             if problem:
                 self.snapshot.unreadable[problem.key] = problem.problem
             yield key, None if problem else reply
 
 
-def _hscan(key: bytes, cursor: bytes) -> Command:
-    return ("HSCAN", key, cursor, "COUNT", _BATCH)
+def _scan(name: str, key: bytes, cursor: bytes = b"0") -> Command:
+    return (name, key, cursor, "COUNT", _BATCH)
 
 
 def page(reply: Reply) -> tuple[bytes, list[bytes]]:
-    """A reply to SCAN or HSCAN: where it goes on, and what was there."""
+    """A reply to SCAN, HSCAN or SSCAN: where it goes on, and what was there."""
     if not isinstance(check(reply), list) or len(reply) != 2 or not isinstance(reply[1], list):
         raise GarbledError("Redis: an answer to another question")
     return reply[0], reply[1]
 
 
 def _domain(key: bytes, prefix: str) -> str:
-    return key.decode("utf-8", "backslashreplace").removeprefix(prefix)
+    return _text(key).removeprefix(prefix)
+
+
+def _text(word: bytes) -> str:
+    return word.decode("utf-8", "surrogateescape")

@@ -1,4 +1,4 @@
-r"""Scripts for redis-cli: `HSET alias:example.com sales "bob@example.com"`.
+r"""Scripts for redis-cli: `HSET alias:example.com sales "bob@example.com"`, `SADD block:...`.
 
 Words are parted by blanks; a word in double quotes may hold them and the escapes \n \r \t \b \a
 \xHH, one in single quotes the escape \' (redis-cli takes its lines apart in this way). `ECHO` is a
@@ -7,10 +7,18 @@ comment, as redis-cli knows none; `#` at the beginning of a line is taken for on
 
 import re
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 
 from aliasmilter.admin.formats.ruleset import RuleSet
-from aliasmilter.mail.address import AddressError, local_key, parse_address, parse_domain
-from aliasmilter.store.schema import ALIAS_PREFIX, DOMAIN_PREFIX, alias_key, domain_key
+from aliasmilter.mail.address import AddressError, local_key, parse_domain
+from aliasmilter.store.schema import (
+    ALIAS_PREFIX,
+    BLOCK_PREFIX,
+    DOMAIN_PREFIX,
+    alias_key,
+    block_key,
+    domain_key,
+)
 from aliasmilter.store.snapshot import Snapshot
 
 _WORD = re.compile(
@@ -20,6 +28,7 @@ _ESCAPE = re.compile(rb"\\(x[0-9a-fA-F]{2}|.)", re.DOTALL)
 _SINGLE_ESCAPE = re.compile(rb"\\'")
 _ESCAPES = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"b": b"\b", b"a": b"\a"}
 _PLAIN = re.compile(rb"[!#-&(-\[\]-~]+")
+_MEMBERS = 50  # of a set, on one line
 _UNSAFE = re.compile(r'["\\\x00-\x1f\x7f-\x9f\u2028\u2029\udc80-\udcff]')
 
 
@@ -28,7 +37,7 @@ class ScriptError(ValueError):
 
 
 def read(lines: Iterable[str], rules: RuleSet) -> None:
-    """Take the HSET lines of a script.
+    """Take the HSET and SADD lines of a script.
 
     Args:
         lines: text; octets that are no UTF-8 as surrogate escapes.
@@ -45,15 +54,21 @@ def read(lines: Iterable[str], rules: RuleSet) -> None:
 
 
 def write(snapshot: Snapshot, _: RuleSet) -> Iterator[str]:
-    """The lines that make all settings and rules of the snapshot."""
-    for domain in sorted({*snapshot.settings, *snapshot.rules}):
-        settings = snapshot.settings.get(domain)
+    """The lines that make all rules, blocked senders and settings of the snapshot.
+
+    Settings come last: a domain that is managed before its rules are there would refuse its mail.
+    """
+    for domain in sorted({*snapshot.rules, *snapshot.blocks}):
+        start = f"HSET {_quoted(alias_key(domain))} "
+        for name, raw in sorted(snapshot.rules.get(domain, {}).items()):
+            yield f"{start}{_quoted(name)} {quote(raw)}\n"
+        members = iter(sorted(snapshot.blocks.get(domain, ())))
+        while some := list(islice(members, _MEMBERS)):
+            yield f"SADD {_quoted(block_key(domain))} {' '.join(map(quote, some))}\n"
+    for domain, settings in sorted(snapshot.settings.items()):
         if settings:
             words = (quote(word) for item in sorted(settings.items()) for word in item)
-            yield f"HSET {quote(domain_key(domain).encode())} {' '.join(words)}\n"
-        start = f"HSET {quote(alias_key(domain).encode())} "
-        for name, raw in sorted(snapshot.rules.get(domain, {}).items()):
-            yield f"{start}{quote(name.encode())} {quote(raw)}\n"
+            yield f"HSET {_quoted(domain_key(domain))} {' '.join(words)}\n"
 
 
 def split(line: bytes) -> list[bytes]:
@@ -81,6 +96,10 @@ def quote(word: bytes) -> str:
     return f'"{_UNSAFE.sub(_escaped, text)}"'
 
 
+def _quoted(name: str) -> str:
+    return quote(name.encode("utf-8", "surrogateescape"))
+
+
 def _escaped(match: re.Match[str]) -> str:
     character = match[0]
     if character in '"\\':
@@ -105,9 +124,28 @@ def _meaning(match: re.Match[bytes]) -> bytes:
 def _take(words: list[bytes], line: int, rules: RuleSet) -> None:
     if not words or words[0].upper() == b"ECHO":
         return
-    if words[0].upper() not in (b"HSET", b"HMSET"):
+    command = words[0].upper()
+    if command == b"SADD":
+        _take_blocks(words, line, rules)
+    elif command in (b"HSET", b"HMSET"):
+        _take_fields(words, line, rules)
+    else:
         shown = words[0][:40].decode("utf-8", "replace")
-        raise ScriptError(f"{shown}: only HSET (and ECHO) lines can be imported")
+        raise ScriptError(f"{shown}: only HSET and SADD (and ECHO) lines can be imported")
+
+
+def _take_blocks(words: list[bytes], line: int, rules: RuleSet) -> None:
+    if len(words) < 3:
+        raise ScriptError("SADD takes a key, and members")
+    key = _text(words[1])
+    if not key.startswith(BLOCK_PREFIX):
+        raise ScriptError(f"{key[:80]}: not block:<domain>")
+    domain = parse_domain(key.removeprefix(BLOCK_PREFIX))
+    for member in words[2:]:
+        rules.add_block(domain, member, line)
+
+
+def _take_fields(words: list[bytes], line: int, rules: RuleSet) -> None:
     if len(words) < 4 or len(words) % 2:
         raise ScriptError("HSET takes a key, and pairs of field and value")
     kind, take = _kind(_text(words[1]))
@@ -124,17 +162,7 @@ def _kind(key: str) -> tuple[str, Callable[[RuleSet, str, bytes, bytes, int], No
 
 
 def _take_rule(rules: RuleSet, domain: str, name: bytes, value: bytes, line: int) -> None:
-    field = _text(name)
-    if not field or _is_address(field):
-        raise ScriptError(f"{field[:80]!r}: a field is a local part, or *")
-    rules.add(domain, local_key(field), value, line)
-
-
-def _is_address(field: str) -> bool:
-    try:
-        return "@" in field and bool(parse_address(field))
-    except AddressError:
-        return False
+    rules.add(domain, local_key(_text(name)), value, line)
 
 
 def _text(word: bytes) -> str:

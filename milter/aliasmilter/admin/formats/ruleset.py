@@ -1,4 +1,4 @@
-"""Rules and settings as a file or a command line gives them."""
+"""Rules, settings and blocked senders as a file or a command line gives them."""
 
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -6,7 +6,8 @@ from typing import NamedTuple
 from aliasmilter.admin.report import Finding, error
 from aliasmilter.mail.address import AddressError, local_key, parse_address, parse_domain
 from aliasmilter.routing.rules import CATCH_ALL
-from aliasmilter.store.schema import alias_key, domain_key
+from aliasmilter.store.audit import Change, Subject
+from aliasmilter.store.schema import domain_key
 
 
 class Given(NamedTuple):
@@ -25,6 +26,7 @@ class RuleSet:
         origin: the domain of names without one, or None: then they are mistakes.
         rules: domain -> local part or `*` -> rule.
         settings: domain -> setting -> value.
+        blocks: domain -> sender that it blocks -> line.
         problems: mistakes; with any of them nothing may be written.
         left_out: what was understood, and cannot be said in rules (or in the file's format).
         notices: what was left out and is not missed.
@@ -34,6 +36,7 @@ class RuleSet:
     origin: str | None = None
     rules: dict[str, dict[str, Given]] = field(default_factory=dict)
     settings: dict[str, dict[bytes, bytes]] = field(default_factory=dict)
+    blocks: dict[str, dict[bytes, int]] = field(default_factory=dict)
     problems: list[Finding] = field(default_factory=list)
     left_out: list[Finding] = field(default_factory=list)
     notices: list[Finding] = field(default_factory=list)
@@ -68,6 +71,10 @@ class RuleSet:
             shown = name.decode("utf-8", "replace")
             self.mistake(line, f"{domain_key(domain)} {shown} has two values")
 
+    def add_block(self, domain: str, member: bytes, line: int) -> None:
+        """Take a sender that the domain blocks."""
+        self.blocks.setdefault(domain, {}).setdefault(member, line)
+
     def mistake(self, line: int, what: str) -> None:
         """Note a mistake in a line."""
         self.problems.append(error(self.where(line), what))
@@ -76,11 +83,16 @@ class RuleSet:
         """Name a line of the source."""
         return f"{self.source}:{line}" if line else self.source or "command line"
 
-    def place(self, domain: str, name: str) -> str:
-        """Name a rule, for a finding about it: by its line, when it came out of a file."""
-        given = self.rules.get(domain, {}).get(name)
-        key = f"{alias_key(domain)} {name}"
-        return f"{self.where(given.line)}: {key}" if given and given.line else key
+    def place(self, change: Change) -> str:
+        """Name what changes, for a finding about it: by its line, when it came out of a file."""
+        line, name = 0, change.name
+        if change.kind is Subject.RULE and (given := self.rules.get(change.domain, {}).get(name)):
+            line = given.line
+        elif change.kind is Subject.BLOCK and change.after is not None:
+            line = self.blocks.get(change.domain, {}).get(change.after, 0)
+            name = change.after.decode("utf-8", "backslashreplace")
+        key = f"{change.key} {name}"
+        return f"{self.where(line)}: {key}" if line else key
 
     @property
     def size(self) -> int:
@@ -90,7 +102,7 @@ class RuleSet:
     @property
     def domains(self) -> list[str]:
         """All that it names, sorted."""
-        return sorted({*self.rules, *self.settings})
+        return sorted({*self.rules, *self.settings, *self.blocks})
 
 
 def parse_owner(text: str, origin: str | None = None) -> tuple[str, str]:
