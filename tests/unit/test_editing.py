@@ -572,6 +572,24 @@ def test_export_to_a_virtual_table_says_what_it_cannot_say(run: Run, rules: Redi
     assert "dave@example.com: the action disabled" in result.stderr
 
 
+def test_a_pattern_is_left_out_of_a_virtual_table_and_options_are_spoken_of(
+    run: Run, rules: RedisServer
+) -> None:
+    rules.cli(stdin='HSET alias:example.com "*-list" bob@example.com "sales-*" bob@example.com\n'
+        'HSET alias:example.com noted "bob@example.com block=spam.example" * @new.example\n'
+        'HSET alias:example.com quoted "\\"note=\\"@example.net"\n')  # fmt: skip
+    result = run("export", "--format", "virtual")
+    assert result.exit_code == 1
+    assert "*-list@example.com: a pattern" in result.stderr
+    assert "sales-*@example.com: a pattern" in result.stderr
+    assert "noted@example.com: its options are left out" in result.stderr
+    assert "quoted@example.com: its options" not in result.stderr
+    assert "-list" not in result.stdout
+    assert "sales-" not in result.stdout
+    assert "\n@example.com @new.example\n" in "\n" + result.stdout
+    assert "2 rules cannot be said in this format" in result.stderr
+
+
 def test_the_format_is_told_by_the_name_or_has_to_be_given(run: Run, tmp_path: Path) -> None:
     (tmp_path / "rules.txt").write_text("")
     assert run("import", str(tmp_path / "rules.txt")).exit_code == 2

@@ -13,7 +13,15 @@ from collections.abc import Iterable, Iterator
 from aliasmilter.admin.formats.ruleset import RuleSet
 from aliasmilter.admin.report import error, warning
 from aliasmilter.mail.address import Address, AddressError, parse_address, parse_domain
-from aliasmilter.routing.rules import RuleError, SameLocalPart, parse_rule
+from aliasmilter.routing.lookup import is_pattern
+from aliasmilter.routing.rules import (
+    CATCH_ALL,
+    Rule,
+    RuleError,
+    SameLocalPart,
+    Target,
+    parse_rule,
+)
 from aliasmilter.store.audit import rule_address
 from aliasmilter.store.snapshot import Snapshot
 
@@ -48,15 +56,14 @@ def write(snapshot: Snapshot, said: RuleSet) -> Iterator[str]:
     for domain in sorted(snapshot.rules):
         for name, raw in sorted(snapshot.rules[domain].items()):
             address = rule_address(domain, name)
-            targets = _targets(raw)
-            if address.startswith("#"):
-                said.left_out.append(error(address, "would be a comment"))
-            elif isinstance(targets, str):
-                said.left_out.append(error(address, targets))
-            else:
-                if b"note=" in raw or b"vendor=" in raw:
-                    said.notices.append(warning(address, "its options are left out"))
-                yield f"{address.removeprefix('*')} {', '.join(targets)}\n"
+            entry = _entry(domain, name, raw)
+            if isinstance(entry, str):
+                said.left_out.append(error(address, entry))
+                continue
+            owner, rule = entry
+            if rule.vendor or rule.block or rule.note:
+                said.notices.append(warning(address, "its options are left out"))
+            yield f"{owner} {', '.join(map(_written, rule.targets))}\n"
 
 
 def _logical(lines: Iterable[str]) -> Iterator[tuple[int, str]]:
@@ -121,17 +128,30 @@ def _target(word: str, origin: str | None) -> str:
         raise AddressError(f"target {word[:80]}: {problem}") from None
 
 
-def _targets(raw: bytes) -> list[str] | str:
-    """The targets of a rule, or why it cannot be written as some."""
+def _entry(domain: str, name: str, raw: bytes) -> tuple[str, Rule] | str:
+    """Owner and rule of an entry, or why there can be none."""
+    if is_pattern(name):
+        return "a pattern"
+    owner = f"@{domain}" if name == CATCH_ALL else rule_address(domain, name)
+    if owner.startswith("#"):
+        return "would be a comment"
     try:
         rule = parse_rule(raw)
     except RuleError as problem:
         return f"an invalid rule: {problem}"
+    return _beyond_tables(rule) or (owner, rule)
+
+
+def _beyond_tables(rule: Rule) -> str:
+    """Why a table cannot say what a rule says; "" when it can."""
     if rule.action:
         return f"the action {rule.action.value}"
     if rule.expires:
         return "it expires"
-    first, *others = rule.targets
-    if any(isinstance(target, SameLocalPart) for target in others):
+    if any(isinstance(target, SameLocalPart) for target in rule.targets[1:]):
         return "@domain after another target"  # virtual(5): works for the first address alone
-    return [str(t) if isinstance(t, Address) else f"@{t.domain}" for t in (first, *others)]
+    return ""
+
+
+def _written(target: Target) -> str:
+    return str(target) if isinstance(target, Address) else f"@{target.domain}"
