@@ -70,6 +70,9 @@ HSET domain:key.example arc_selector other srs_domain nobody.example
 SET alias:typo.example x
 HSET alias:orphan.example x bob@example.com
 HSET domain:B.example unknown reject
+SADD block:example.com good.example eve@bank.example Spam.example @x.example
+SADD block:orphan.example spam.example
+SET block:second.example x
 HSET alias:example.com info@example.com bob@example.com info@far.example bob@example.com "" x
 """
     )
@@ -91,11 +94,17 @@ HSET alias:example.com info@example.com bob@example.com info@far.example bob@exa
         "error: alias:typo.example: holds another type than a hash",
         "error: alias:orphan.example: the domain is not managed",
         "error: domain:B.example: never found",
+        "error: block:example.com Spam.example: never found: write it spam.example",
+        "error: block:example.com @x.example: never found, neither an address nor a domain",
+        "error: block:orphan.example: the domain is not managed",
+        "error: block:second.example: holds another type than a set",
         "error: alias:example.com info@example.com: a whole address",
         "warning: alias:example.com info@far.example: a whole address",
         "error: alias:example.com : never found: an empty field",
     ):
         assert finding in result.output, result.output
+    for good in ("good.example", "eve@bank.example"):
+        assert good not in result.output
 
 
 def test_check_is_content_with_good_rules(run: Run, redis: RedisServer) -> None:
@@ -141,6 +150,21 @@ def test_resolve_shows_the_way_step_by_step(run: Run, redis: RedisServer) -> Non
     assert result.exit_code == 1
     assert "answer: 550 5.1.1" in result.output
     assert run("resolve", "no address").exit_code == 2
+
+
+def test_resolve_fails_as_the_daemon_does_when_blocked_senders_cannot_be_read(
+    run: Run, redis: RedisServer
+) -> None:
+    redis.cli("HSET", "domain:example.com", "unknown", "reject")
+    redis.cli("HSET", "alias:example.com", "bob", "bob@example.com block=spam.example")
+    redis.cli("SADD", "block:example.com", "eve@bank.example")
+    assert run("resolve", "bob@example.com").exit_code == 0
+    redis.cli("DEL", "block:example.com")
+    redis.cli("SET", "block:example.com", "x")
+    result = run("resolve", "bob@example.com")
+    assert result.exit_code == 1
+    assert "block:example.com: holds another type than a set" in result.output
+    assert "answer: 451 4.3.5" in result.output
 
 
 def test_srs_forward_and_reverse(run: Run) -> None:

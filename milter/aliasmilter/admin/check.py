@@ -18,7 +18,13 @@ from aliasmilter.admin.postfix.findings import findings as postfix_findings
 from aliasmilter.admin.report import Finding, Severity, error, warning
 from aliasmilter.admin.sendmail import reading as sendmail_reading
 from aliasmilter.admin.sendmail.findings import findings as sendmail_findings
-from aliasmilter.admin.validation import MISTAKES, PROBE, catch_all_warning, field_problem
+from aliasmilter.admin.validation import (
+    MISTAKES,
+    PROBE,
+    catch_all_warning,
+    field_problem,
+    member_problem,
+)
 from aliasmilter.config import Config, ConfigError
 from aliasmilter.forwarding.outbound import Keyring, load_keyring
 from aliasmilter.mail.address import Address, AddressError, parse_domain
@@ -34,7 +40,7 @@ from aliasmilter.routing.rules import (
     parse_rule,
     parse_settings,
 )
-from aliasmilter.store.schema import alias_key, domain_key
+from aliasmilter.store.schema import alias_key, block_key, domain_key
 from aliasmilter.store.snapshot import Snapshot, read
 
 SHORT_SECRET = 16
@@ -122,6 +128,8 @@ class _Rules:
                 continue
             for local, raw in sorted(rules.items()):
                 yield from self._rule(domain, local, raw)
+        for domain, members in sorted(self._snapshot.blocks.items()):
+            yield from self._blocks(domain, members)
 
     def _domain(self, domain: str, fields: dict[bytes, bytes]) -> Iterator[Finding]:
         key = domain_key(domain)
@@ -152,6 +160,15 @@ class _Rules:
         mailbox = settings.quarantine
         if mailbox and not self._is_ours(mailbox.domain):
             yield warning(f"{key} quarantine", f"{mailbox} is on another system")
+
+    def _blocks(self, domain: str, members: set[bytes]) -> Iterator[Finding]:
+        key = block_key(domain)
+        if not self._snapshot.settings.get(domain):
+            yield error(key, f"the domain is not managed: there is no {domain_key(domain)}")
+        for member in sorted(members):
+            problem = member_problem(member)
+            if problem:
+                yield error(f"{key} {member.decode('utf-8', 'backslashreplace')}", problem)
 
     def _rule(self, domain: str, local: str, raw: bytes) -> Iterator[Finding]:
         where = f"{alias_key(domain)} {local}"

@@ -14,9 +14,12 @@ from aliasmilter.routing.decision import Decision, Final
 from aliasmilter.routing.lookup import Unavailable
 from aliasmilter.store.redis import AliasStore
 
+_SOMEBODY = Address("somebody", "sender.invalid")
+"""A sender whom no rule names: the store has to look who is blocked, as for any mail."""
+
 
 def run(path: Path, address: Address) -> int:
-    """Decide the address as the daemon would, and tell; 0 when it is accepted, else 1.
+    """Decide the address as the daemon would for most senders; 0 when it is accepted, else 1.
 
     Raises:
         ConfigError: the configuration cannot be used.
@@ -27,7 +30,7 @@ def run(path: Path, address: Address) -> int:
     rewriter = make_rewriter(config.srs, secrets, time.time)
     decider = Decider(store.lookups, config.policy, rewriter, config.srs.domain, time.time)
     try:
-        decision = decider.decide(address, explain=True)
+        decision = decider.decide(address, _SOMEBODY, explain=True)
     except Unavailable as error:
         click.echo(f"{address}: {error}")
         click.echo(f"  answer: {REPLIES[Reason.STORE_UNAVAILABLE]}")
