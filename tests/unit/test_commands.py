@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pwd
 import re
 import stat
 from collections.abc import Callable
@@ -186,6 +188,40 @@ def test_keygen_writes_a_private_file_and_prints_the_record(run: Run, config: Pa
     before = file.read_bytes()
     assert run("keygen", "new.example", "s1").exit_code == 1
     assert file.read_bytes() == before
+
+
+def test_keygen_writes_where_the_configuration_says(run: Run, config: Path) -> None:
+    (config.parent / "arc.pem").unlink()
+    assert run("keygen", "example.net", "arc").exit_code == 0
+    assert run("check").exit_code == 0
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="gives files to other groups: needs root")
+def test_the_daemons_group_can_reach_a_new_key_and_check_says_when_it_cannot(
+    run: Run, config: Path
+) -> None:
+    folder, nobody = config.parent, pwd.getpwnam("nobody")
+    os.chown(folder, -1, nobody.pw_gid)
+    folder.chmod(0o750)
+    assert run("keygen", "new.example", "s1").exit_code == 0
+    made = (folder / "new.example").stat()
+    assert (made.st_gid, stat.S_IMODE(made.st_mode)) == (nobody.pw_gid, 0o750)
+    found = run("check").output
+    for name in ("srs.secrets", "arc.pem", "new.example/s1.pem"):
+        assert f"warning: {folder / name}: the group " in found
+    for name in ("srs.secrets", "new.example/s1.pem"):
+        os.chown(folder / name, nobody.pw_uid, -1)
+    os.chown(folder / "arc.pem", -1, nobody.pw_gid)
+    (folder / "arc.pem").chmod(0o640)
+    assert "cannot read it" not in run("check").output
+    os.chown(folder / "new.example", 0, 0)
+    assert f"warning: {folder / 'new.example'}: the group " in run("check").output
+
+
+def test_a_folder_of_keys_is_not_open_to_writers(run: Run, config: Path) -> None:
+    config.parent.chmod(0o777)
+    assert run("keygen", "new.example", "s1").exit_code == 0
+    assert stat.S_IMODE((config.parent / "new.example").stat().st_mode) == 0o755
 
 
 def test_what_arc_seal_prints_arc_verify_passes(run: Run, config: Path, redis: RedisServer) -> None:

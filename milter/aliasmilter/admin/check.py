@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 
 from aliasmilter import config as configuration
+from aliasmilter.admin.access import unreadable
 from aliasmilter.admin.ours import Ours, ours
 from aliasmilter.admin.postfix import reading as postfix_reading
 from aliasmilter.admin.postfix.findings import findings as postfix_findings
@@ -65,6 +66,7 @@ def run(path: Path, postfix: Path | None = None, sendmail: Path | None = None) -
         keyring = load_keyring(config.arc)
     except ConfigError as failure:
         findings.append(error("[arc]", str(failure)))
+    findings += unreadable(path.absolute().parent, _files(config, keyring))
     try:
         snapshot = read(config.store.url, max(config.store.timeout, _TIMEOUT))
     except Unavailable as failure:
@@ -103,6 +105,15 @@ def _secrets(config: Config) -> Iterator[Finding]:
         yield warning(str(file), "everybody can read the SRS secrets: chmod o= it")
     if len(secrets[0]) < SHORT_SECRET:
         yield warning(str(file), f"the first secret is shorter than {SHORT_SECRET} characters")
+
+
+def _files(config: Config, keyring: Keyring | None) -> Iterator[Path]:
+    """What the daemon has to read beside its configuration."""
+    yield config.srs.secrets_file
+    if config.arc.enabled and config.arc.key_file:
+        yield config.arc.key_file
+        for domain, selector in sorted(keyring.others if keyring else ()):
+            yield config.arc.key_file.parent / domain / f"{selector}.pem"
 
 
 class _Rules:

@@ -1,5 +1,8 @@
 """`alias-milter keygen DOMAIN SELECTOR`: a key that seals, and its DNS record."""
 
+import os
+import stat
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -7,6 +10,8 @@ import click
 from aliasmilter import config as configuration
 from aliasmilter.config import Config
 from aliasmilter.forwarding.keys import KeyFileError, dns_record, generate_key, write_key
+
+_AT_MOST = 0o2755  # of the rights of the folder above: nobody else writes where keys are
 
 
 def run(path: Path, domain: str, selector: str) -> int:
@@ -23,7 +28,7 @@ def run(path: Path, domain: str, selector: str) -> int:
     file = key_file(configuration.load(path), path, domain, selector)
     key = generate_key()
     try:
-        file.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+        _make_folder(file.parent)
         write_key(file, key)
     except (KeyFileError, OSError) as error:
         click.echo(f"alias-milter: {error}", err=True)
@@ -32,6 +37,18 @@ def run(path: Path, domain: str, selector: str) -> int:
     click.echo("; Publish this record, then use the key:")
     click.echo(dns_record(domain, selector, key), nl=False)
     return 0
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder that is open to those whom the one above is open to: the daemon's group."""
+    if folder.is_dir():
+        return
+    _make_folder(folder.parent)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    above = folder.parent.stat()
+    with suppress(PermissionError):  # only root gives a folder to a group that it is not in
+        os.chown(folder, -1, above.st_gid)
+    folder.chmod(stat.S_IMODE(above.st_mode) & _AT_MOST | stat.S_IRWXU)
 
 
 def key_file(config: Config, path: Path, domain: str, selector: str) -> Path:
