@@ -213,8 +213,8 @@ def leaks(path: Path, domain: str | None, form: str | None) -> None:
 def suggest(path: Path, domain: str | None, *, apply: bool) -> None:
     """Show addresses that were asked for and look like a typo of one of DOMAIN, or of any domain.
 
-    As lines for redis-cli, the likeliest first. They are remembered when [suggest] remember_days
-    is set.
+    As lines for redis-cli or `import`, the likeliest first, the reason before each. They are
+    remembered when [suggest] remember_days is set.
     """
     with progress_bar() as bar:
         sys.exit(admin_suggest.run(path, domain, bar, apply=apply))

@@ -590,6 +590,23 @@ def test_a_pattern_is_left_out_of_a_virtual_table_and_options_are_spoken_of(
     assert "2 rules cannot be said in this format" in result.stderr
 
 
+def test_what_suggest_prints_is_taken_by_redis_cli_and_by_import(
+    run: Run, rules: RedisServer
+) -> None:
+    for local in ("slaes", "caro l"):
+        seen = '{"bank.example": [3, "2026-11-01", "2026-11-02"]}'
+        rules.cli("HSET", "misses:example.com", local, seen)
+    script = run("suggest", "example.com").output
+    assert 'ECHO "asked for 3 times, by 1 authenticated senders"\nHSET alias:' in script
+    assert "#" not in script
+    assert run("import", "--format", "redis", "-", stdin=script).exit_code == 0
+    names = ["alias:example.com", "slaes", "caro l"]
+    assert rules.cli("HDEL", *names) == "(integer) 2"
+    rules.cli(stdin=script)
+    assert rule(rules, "slaes") == "sales@example.com"
+    assert rules.cli("HDEL", *names) == "(integer) 2"
+
+
 def test_the_format_is_told_by_the_name_or_has_to_be_given(run: Run, tmp_path: Path) -> None:
     (tmp_path / "rules.txt").write_text("")
     assert run("import", str(tmp_path / "rules.txt")).exit_code == 2

@@ -71,7 +71,9 @@ def run(path: Path, domain: str | None, bar: Bar, *, apply: bool) -> int:
     status = 0
     for one in counted:
         for found in suggestions(one.seen, one.rules):
-            click.echo(f"{found.line(one.domain)}    # {_reason(found)}")
+            # redis-cli knows no comments; `import` passes over ECHO as well.
+            click.echo(f'ECHO "{_reason(found)}"')
+            click.echo(found.line(one.domain))
             if apply and click.confirm("Add it?", default=False, err=True):
                 status |= _add(path, one.domain, found, bar)
     return status
