@@ -3,9 +3,14 @@
 Exit status: 0; 1 when the answer is no; 2 for a mistake in usage or configuration.
 """
 
+import errno
 import ipaddress
+import os
 import sys
+from contextlib import suppress
+from io import BufferedWriter, FileIO, TextIOWrapper
 from pathlib import Path
+from typing import TextIO, cast
 
 import click
 
@@ -21,6 +26,8 @@ from aliasmilter.config import ConfigError
 from aliasmilter.forwarding.authentication import Client
 from aliasmilter.mail.address import Address
 from aliasmilter.mail.message import Message
+
+_STDOUT = "standard output"
 
 message_argument = click.argument("message", metavar="FILE", type=MessageFile())
 address_argument = click.argument("address", type=AddressType())
@@ -145,9 +152,58 @@ def _ip(text: str) -> str:
 
 def main() -> None:
     """The entry point of `alias-milter`."""
+    _prepare_streams()
     try:
-        commands()
+        try:
+            commands()
+        finally:
+            sys.stdout.flush()  # what is left there must not be lost without a word
     except ConfigError as error:
-        for problem in error.problems:
-            click.echo(f"alias-milter: {problem}", err=True)
+        _say(*error.problems)
         sys.exit(2)
+    except OSError as error:
+        if error.filename == _STDOUT:
+            # Python itself would try again at its end, and complain.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if error.errno != errno.EPIPE:  # who reads a part, as `head` does, knows that it is one
+            _say(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        sys.exit(1)
+
+
+class _Output(FileIO):
+    """Standard output; its errors say that they are of it."""
+
+    def write(self, data: bytes | memoryview, /) -> int:  # type: ignore[override]
+        """See FileIO."""
+        try:
+            return super().write(data)
+        except OSError as error:
+            error.filename = _STDOUT
+            raise
+
+
+def _prepare_streams() -> None:
+    """See that all three are there, and that each character can be written."""
+    # In this order: each gets the lowest number that is free.
+    sys.stdin = sys.stdin or _devnull("r")
+    sys.stdout = sys.stdout or _devnull("w")
+    sys.stderr = sys.stderr or _devnull("w")
+    known = sys.stdout
+    if isinstance(known, TextIOWrapper):
+        sys.stdout = TextIOWrapper(
+            BufferedWriter(_Output(known.fileno(), "wb", closefd=False)),
+            encoding=known.encoding,
+            errors="backslashreplace",
+            line_buffering=known.line_buffering,
+        )
+
+
+def _devnull(mode: str) -> TextIO:
+    """A stream that is nowhere; its file stays open, whatever becomes of the stream."""
+    return cast("TextIO", os.fdopen(os.open(os.devnull, os.O_RDWR), mode, closefd=False))
+
+
+def _say(*problems: str) -> None:
+    with suppress(OSError):
+        for problem in problems:
+            click.echo(f"alias-milter: {problem}", err=True)

@@ -82,3 +82,66 @@ def test_many_rules_show_a_bar_on_a_terminal(config: Path, tmp_path: Path) -> No
     assert "writing" in shown
     assert "12000 added, 0 changed, 0 removed" in shown
     assert "writing" not in on_a_terminal(config, "add", "x@example.com", "u1@example.com")
+
+
+def in_a_shell(config: Path, line: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """What becomes of `$A list >/dev/full`; $A is alias-milter, and $C its -c FILE."""
+    environment = {**os.environ, "PYTHONPATH": f"{REPOSITORY}/milter", **variables}
+    environment |= {"A": f"{sys.executable} -m aliasmilter", "C": f"-c {config}"}
+    return subprocess.run(
+        ["bash", "-o", "pipefail", "-c", line], capture_output=True, text=True, env=environment,
+        timeout=60, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("arguments", ["export", "list", "list --json", "check", "leaks --csv"])
+def test_an_output_that_is_full_is_said_in_one_line(
+    config: Path, redis: RedisServer, arguments: str
+) -> None:
+    rules = "".join(f"HSET alias:example.com u{n} u{n}@example.com\n" for n in range(1000))
+    redis.cli(stdin=rules)
+    done = in_a_shell(config, f"$A {arguments} $C >/dev/full")
+    assert done.stderr == "alias-milter: standard output: No space left on device\n"
+    assert done.returncode == 1
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["$A list $C >&-", "$A export $C >&-", "$A import -f csv - $C <&-", "$A list $C <&- >&- 2>&-",
+     "$A resolve bob@example.com $C 2>&-"],
+)  # fmt: skip
+def test_a_stream_that_is_closed_is_no_accident(
+    config: Path, redis: RedisServer, line: str
+) -> None:
+    redis.cli("HSET", "alias:example.com", "bob", "bob@example.com")
+    done = in_a_shell(config, line)
+    assert done.returncode == 0
+    assert done.stderr == ""
+
+
+def test_an_error_output_that_is_full_ends_with_status_1(config: Path) -> None:
+    done = in_a_shell(config, "$A list other.example $C 2>/dev/full")
+    assert (done.returncode, done.stdout) == (1, "")
+
+
+def test_what_cannot_be_read_is_said_in_one_line(config: Path) -> None:
+    done = in_a_shell(config, "$A import -f csv - $C 0>/dev/null")
+    assert done.returncode == 1
+    assert done.stderr == "alias-milter: [Errno 9] Bad file descriptor\n"
+
+
+def test_who_reads_only_the_beginning_hears_nothing(config: Path, redis: RedisServer) -> None:
+    rules = "".join(f"HSET alias:example.com u{n} u{n}@example.com\n" for n in range(5000))
+    redis.cli(stdin=rules)
+    for command_line in ("list", "list --json", "export", "export -f csv"):
+        done = in_a_shell(config, f"$A {command_line} $C | head -n 1 >/dev/null")
+        assert done.stderr == ""
+
+
+def test_what_the_terminal_cannot_show_is_escaped(config: Path, redis: RedisServer) -> None:
+    name = "\u5c71\u7530"
+    redis.cli("HSET", "alias:example.com", name, f"{name}@example.com")
+    for arguments in ("list", "list --json", f"resolve {name}@example.com"):
+        done = in_a_shell(config, f"$A {arguments} $C", PYTHONIOENCODING="latin-1")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "\\u5c71\\u7530@example.com" in done.stdout
