@@ -58,14 +58,14 @@ def add(
     create_domains: bool,
     replace: bool,
 ) -> None:
-    r"""Add a rule for ADDRESS: targets, or an action, with options.
+    """Add a rule for ADDRESS: targets, or an action, with options.
 
     \b
     alias-milter add sales@example.com bob@example.com carol@example.com
     alias-milter add hub@example.com bob@example.com vendor=hub.example
     alias-milter add dave@example.com disabled Dave has left
     alias-milter add '*@example.com' quarantine
-    """
+    """  # noqa: D301  # the \b of click
     rules = RuleSet()
     rules.add(*owner, " ".join(words).encode("utf-8", "surrogateescape"))
     wish = Wish("add", rules, overwrite=replace, create_domains=create_domains, dry_run=dry_run)
@@ -125,7 +125,7 @@ def import_rules(
     replace: bool,
     skip: bool,
 ) -> None:
-    r"""Import the rules in FILE (- for standard input): all of them, or none.
+    """Import the rules in FILE (- for standard input): all of them, or none.
 
     Everything is checked first, together with the rules that are there. Rules are merged into those
     of their domain unless --replace is given. Formats:
@@ -134,7 +134,7 @@ def import_rules(
     redis    HSET alias:example.com sales bob@example.com, as for redis-cli
     csv      sales@example.com,"bob@example.com, carol@example.com"
     virtual  sales@example.com bob@example.com, as Postfix's virtual(5)
-    """
+    """  # noqa: D301
     file_format = file_format or format_of(file)
     if file_format is None:
         raise click.UsageError(f"{file}: its name tells no format: give --format")

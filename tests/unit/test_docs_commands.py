@@ -39,6 +39,20 @@ def test_the_examples_print_what_the_document_says(
         assert result.output == output, line
 
 
+@pytest.mark.parametrize(
+    ("command", "line"),
+    [
+        ("add", "  alias-milter add dave@example.com disabled Dave has left"),
+        ("import", "  csv      sales@example.com,\"bob@example.com, carol@example.com\""),
+    ],
+)
+def test_the_examples_in_the_help_stand_line_by_line(command: str, line: str) -> None:
+    shown = CliRunner().invoke(commands, [command, "--help"]).output
+    assert line in shown.splitlines()
+    assert "\\b" not in shown
+    assert "\b" not in shown
+
+
 def test_every_command_is_in_the_readme_and_says_what_it_is() -> None:
     for name, command in commands.commands.items():
         assert re.search(rf"`(alias-milter )?{name}\b", README), name
