@@ -145,6 +145,7 @@ def test_an_editor_may_do_what_editing_takes(server: RedisServer) -> None:
         "RENAME staged:x:new.example alias:new.example", "HGETALL alias:new.example",
         "HDEL alias:new.example bob", "DEL domain:new.example", "EXISTS domain:new.example",
         "XADD audit * who me", "XRANGE audit - +", "SCAN 0", "HSCAN domain:example.com 0", "MULTI",
-        "EXPIRE alias:new.example 3600",
+        "EXPIRE alias:new.example 3600", "SADD block:new.example x.example",
+        "SSCAN block:new.example 0", "HDEL quarantined new.example",
     ):  # fmt: skip
         cli(server, "alias-editor", *command.split())

@@ -57,9 +57,12 @@ def test_the_demo_rules_load(redis: RedisServer) -> None:
 
 
 def test_the_reply_table_tells_each_reason_with_its_code() -> None:
+    told = set[str]()
     rows = [line for line in DOCUMENT.splitlines() if re.match(r"\|.*\| \d{3} \d", line)]
     for row in rows:
         _, _, reply, reasons, _ = row.split("|")
         for name in re.findall(r"`([a-z0-9-]+)`", reasons):
             table = REPLIES[Reason(name)]
             assert f"{table.code} {table.enhanced}" == reply.strip(), name
+            told.add(name)
+    assert told == {reason.value for reason in REPLIES}

@@ -58,6 +58,14 @@ def test_names_are_those_that_prometheus_asks_for() -> None:
             assert metric.name.endswith("_seconds")
 
 
+def test_every_number_is_in_the_document() -> None:
+    document = Path(__file__).parents[2] / "docs" / "monitoring" / "README.md"
+    told = re.findall(r"`([a-z_]+)`", document.read_text())
+    for metric in metrics._declared:
+        suffix = "_total" if isinstance(metric, metrics.Counter) else ""
+        assert metric.name + suffix in told
+
+
 def test_labels_are_few_and_can_hold_no_address_and_no_domain() -> None:
     for metric in metrics._declared:
         assert len(set(metric.values)) == len(metric.values) <= 60

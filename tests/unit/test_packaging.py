@@ -247,6 +247,12 @@ def test_example_configuration_is_accepted_as_it_stands() -> None:
     assert config.load(EXAMPLE).srs.domain == "fwd.example.net"
 
 
+def test_the_documents_that_the_example_configuration_names_are_there() -> None:
+    named = set(re.findall(r"\bdocs/[a-z/.-]+\.md", EXAMPLE.read_text(encoding="utf-8")))
+    assert named
+    assert [each for each in named if not (EXAMPLE.parents[1] / each).is_file()] == []
+
+
 def test_example_configuration_has_every_key_and_no_other() -> None:
     example = tomllib.loads(uncommented(EXAMPLE.read_text(encoding="utf-8")))
     known = {name: section_keys(f.annotation) for name, f in config.Config.model_fields.items()}
