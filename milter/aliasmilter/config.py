@@ -338,7 +338,8 @@ def load(path: Path) -> Config:
         ConfigError: names the file and each key that is wrong.
     """
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        # Some editors begin a file with a BOM, of which TOML knows nothing.
+        data = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
     except ValueError as error:  # of TOML, UTF-8, or a number of thousands of digits
@@ -370,6 +371,13 @@ def load_secrets(path: Path) -> list[str]:
     return secrets
 
 
+_SHAPES = {
+    "model_type": "should be a section",
+    "dict_type": "should be a table: { name = value }",
+    "tuple_type": 'should be a list: ["value"]',
+}
+
+
 def _describe(path: Path, error: Mapping[str, Any]) -> str:
     section, *rest = (str(part) for part in error["loc"])
     where = f"[{section}] {'.'.join(rest)}".rstrip()
@@ -377,6 +385,8 @@ def _describe(path: Path, error: Mapping[str, Any]) -> str:
         what = "no such key" if rest else "no such section"
     elif error["type"] == "missing":
         what = "missing"
+    elif error["type"] in _SHAPES:
+        what = _SHAPES[error["type"]]
     else:
         what = str(error["msg"]).removeprefix("Value error, ")
     return f"{path}: {where}: {what}"

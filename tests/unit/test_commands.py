@@ -152,6 +152,7 @@ def test_resolve_shows_the_way_step_by_step(run: Run, redis: RedisServer) -> Non
     assert result.exit_code == 1
     assert "answer: 550 5.1.1" in result.output
     assert run("resolve", "no address").exit_code == 2
+    assert "bob: no domain" in run("resolve", "bob").output
 
 
 def test_resolve_fails_as_the_daemon_does_when_blocked_senders_cannot_be_read(
@@ -176,6 +177,9 @@ def test_srs_forward_and_reverse(run: Run) -> None:
     forged = run("srs", "reverse", made.replace("alice", "mallory"))
     assert forged.exit_code == 1
     assert "srs-forged" in forged.output
+    plain = run("srs", "reverse", "bob@example.com")
+    assert plain.exit_code == 1
+    assert plain.output == "bob@example.com: srs-forged: not in the form of SRS\n"
     assert run("srs", "forward", "x" * 60 + "@bank.example").exit_code == 1
 
 

@@ -45,6 +45,10 @@ def test_sections_with_defaults_may_be_left_out(file: Path) -> None:
         ('[log]\nformat = "xml"', "[log] format: "),
         ("[log]\nlevel = 1\nlevel = 2", "overwrite"),
         ("[log", ""),
+        ('[submission]\nlogins = { bob = "x" }', "[submission] logins.bob: should be a list: ["),
+        ('[submission]\nlogins = "x"', "[submission] logins: should be a table: {"),
+        ('[mail]\nlocal_domains = "x"', "[mail] local_domains: should be a list: ["),
+        ('[quarantine]\nmailbox = "nope"', "[quarantine] mailbox: 'nope': no domain"),
     ],
 )
 def test_a_mistake_names_file_and_key(file: Path, text: str, where: str) -> None:
@@ -54,6 +58,17 @@ def test_a_mistake_names_file_and_key(file: Path, text: str, where: str) -> None
     (problem,) = error.value.problems
     assert problem.startswith(f"{file}: ")
     assert where in problem
+
+
+def test_a_section_that_is_none_is_said_to_be_one(file: Path) -> None:
+    file.write_text('srs = "x"\n')
+    with pytest.raises(ConfigError, match=r"\[srs\]: should be a section$"):
+        load(file)
+
+
+def test_a_byte_order_mark_is_passed_over(file: Path) -> None:
+    file.write_text(GOOD, encoding="utf-8-sig")
+    assert load(file).srs.domain == "fwd.example.net"
 
 
 def test_all_mistakes_are_told_at_once(file: Path) -> None:

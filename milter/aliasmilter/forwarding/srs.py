@@ -113,8 +113,10 @@ class Rewriter:
         try:
             domain, local = self._scheme.parse(address.local)
             return parse_address(str(Address(local, domain)), any_dots=True)
-        except (ValueError, AddressError) as error:  # too few parts
+        except AddressError as error:
             raise SRSError(Reason.SRS_FORGED, str(error)) from None
+        except ValueError:  # too few parts
+            raise SRSError(Reason.SRS_FORGED, "not in the form of SRS") from None
 
 
 def make_rewriter(
