@@ -35,8 +35,11 @@ address_argument = click.argument("address", type=AddressType())
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="alias-milter")
-def commands() -> None:
+@click.pass_context
+def commands(context: click.Context) -> None:
     """Aliases and forwarding for Postfix and Sendmail, with the rules in Redis."""
+    if os.environ.get("NO_COLOR"):  # no-color.org; rich obeys by itself
+        context.color = False
 
 
 @commands.command()

@@ -528,6 +528,13 @@ def test_list_is_whole_when_piped_and_escapes_what_could_move_a_cursor(
     listed = {each["address"]: each for each in json.loads(run("list", "--json").output)}
     assert listed["sales@example.com"]["targets"] == ["bob@example.com"]
     assert "problem" in listed["esc@example.com"]
+    options = "vendor=hub.example strict block=spam.example;Eve@bank.example"
+    rules.cli("HSET", "alias:example.com", "hub", f"bob@example.com {options}")
+    listed = {each["address"]: each for each in json.loads(run("list", "--json").output)}
+    assert listed["hub@example.com"]["strict"] is True
+    assert listed["hub@example.com"]["block"] == ["eve@bank.example", "spam.example"]
+    assert listed["sales@example.com"]["strict"] is False
+    assert listed["sales@example.com"]["block"] == []
     assert run("list", "other.example").exit_code == 1
 
 

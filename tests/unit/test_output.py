@@ -32,11 +32,11 @@ def command(config: Path, *args: str) -> list[str]:
     return [sys.executable, "-m", "aliasmilter", *args, "-c", str(config)]
 
 
-def on_a_terminal(config: Path, *args: str) -> str:
+def on_a_terminal(config: Path, *args: str, **variables: str) -> str:
     """What a terminal of 60 columns gets."""
     ours, theirs = pty.openpty()
     environment = {**os.environ, "PYTHONPATH": f"{REPOSITORY}/milter", "COLUMNS": "60",
-                   "TERM": "xterm"}  # fmt: skip
+                   "TERM": "xterm", **variables}  # fmt: skip
     with subprocess.Popen(command(config, *args), stdin=theirs, stdout=theirs, stderr=theirs,
                           env=environment) as process:  # fmt: skip
         os.close(theirs)
@@ -61,6 +61,23 @@ def test_a_table_folds_what_is_too_long_and_drops_nothing(config: Path) -> None:
     _, *lines = re.sub("\x1b[^m]*m", "", shown).splitlines()
     assert "".join(line[:30].strip() for line in lines) == f"{NAME}@example.com"
     assert all(len(line) <= 60 for line in lines)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("add", "-n", "x@example.com", f"{NAME}@example.com"), ("check",), ("list",),
+     ("add", "-n", "x@example.com", "nonsense"), ("dns", "--check", "example.com")],
+)  # fmt: skip
+def test_colours_can_be_declined(
+    config: Path, redis: RedisServer, arguments: tuple[str, ...]
+) -> None:
+    config.write_text(config.read_text() + '[dns]\nnameservers = ["127.0.0.1:1"]\ntimeout = 0.5\n')
+    redis.cli("HSET", "alias:example.com", "bad", "nonsense")
+    coloured = re.compile("\x1b\\[[0-9;]*3[0-9]")
+    plain = on_a_terminal(config, *arguments, NO_COLOR="1")
+    assert not coloured.search(plain)
+    if arguments != ("list",):
+        assert coloured.search(on_a_terminal(config, *arguments, NO_COLOR=""))
 
 
 def test_a_pipe_gets_no_colours_and_no_bar(config: Path, tmp_path: Path) -> None:

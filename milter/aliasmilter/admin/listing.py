@@ -99,9 +99,16 @@ def _described(address: str, raw: bytes) -> dict[str, Any]:
     except RuleError as problem:
         return said | {"problem": str(problem)}
     targets = [str(t) if isinstance(t, Address) else f"@{t.domain}" for t in rule.targets]
-    options = {"action": rule.action, "text": rule.text, "vendor": rule.vendor, "note": rule.note}
-    expires = rule.expires.isoformat() if rule.expires else None
-    return said | {"targets": targets, "expires": expires} | options
+    return said | {
+        "targets": targets,
+        "expires": rule.expires.isoformat() if rule.expires else None,
+        "action": rule.action,
+        "text": rule.text,
+        "vendor": rule.vendor,
+        "strict": rule.strict,
+        "block": sorted(rule.block),
+        "note": rule.note,
+    }
 
 
 def _text(word: bytes) -> str:
