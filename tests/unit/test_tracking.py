@@ -6,7 +6,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 
 import pytest
 import structlog.testing
@@ -259,6 +259,20 @@ def test_while_redis_hangs_nothing_is_answered_out_of_memory(
         server.cli("HSET", "alias:example.com", "bob", "1")
         assert bob(store) == b"1"
         server.cli("HSET", "alias:example.com", "bob", "0")
+
+
+def test_while_a_ping_is_unanswered_nothing_is_answered_out_of_memory(
+    server: RedisServer, open_store: OpenStore, warm: Warm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "LEASE", 60.0)  # that is not what stops it
+    store = open_store(server.url, 0.3)
+    warm(store)
+    server.pause()
+    monkeypatch.setattr(tracking, "PING_EVERY", 0.0)
+    with suppress(Unavailable):
+        bob(store)  # this one sends a ping, if there is none under way
+    with pytest.raises(Unavailable):
+        bob(store)
 
 
 def test_announcements_that_come_late_stop_the_use_of_what_is_kept(

@@ -2,9 +2,10 @@
 
 Theory of operation. A connection of its own has Redis announce every edit of a rule (CLIENT
 TRACKING in BCAST mode: a small message for each edited key, whoever knows it). Redis sends the
-announcement before the answer to the edit, and whoever is about to use a kept answer first
-reads what has come: so the next RCPT knows of an edit, as it does without all this. (Of FLUSHALL
-and FLUSHDB it may learn a moment later, within LEASE: there the answer comes first.)
+announcement before the answer to the edit, but for rule 2, and whoever is about to use a kept
+answer first reads what has come: so the next RCPT knows of an edit, as it does without all this.
+(Of FLUSHALL and FLUSHDB it may learn a moment later, within LEASE: there the answer comes first.
+So it may when Redis writes in several threads, `io-threads`: there the order is anybody's.)
 
     Rule 1  Nothing is used on trust for longer than LEASE. Redis takes the commands of a
             connection in their order, and sends the announcements of a round of its event loop at
@@ -13,16 +14,20 @@ and FLUSHDB it may learn a moment later, within LEASE: there the answer comes fi
             was answered proves that every edit up to the sending of the one *before* has been
             announced. Without such a proof (idle, a slow network, a server that hangs) nothing
             kept is used.
-    Rule 2  What was fetched is kept only if no announcement whatever came between the moment
+    Rule 2  Nothing kept is used while a ping is unanswered. At the end of a round Redis sends first
+            to whom it had something to say last, and an announcement does not count for one that
+            is to be sent something anyway: in the round that answers our ping, the answer to
+            somebody's edit goes out before the announcement, which follows the answer to the ping.
+    Rule 3  What was fetched is kept only if no announcement whatever came between the moment
             before it was asked for and the moment it is kept: it may have been about it. What
             is fetched in many steps (`whole`), if none came about it.
-    Rule 3  It is kept only if the server process that answered is the one that announces: behind
+    Rule 4  It is kept only if the server process that answered is the one that announces: behind
             one name there may be two (a proxy, a fail-over, a restart).
-    Rule 4  What will expire is not kept (PTTL, HPTTL): it stops to be true before Redis says so.
-    Rule 5  SWAPDB exchanges everything and announces nothing; but it spoils a WATCH of a key that
+    Rule 5  What will expire is not kept (PTTL, HPTTL): it stops to be true before Redis says so.
+    Rule 6  SWAPDB exchanges everything and announces nothing; but it spoils a WATCH of a key that
             exists. So a ping is a transaction over a WATCH of the key of a managed domain, and
             until there is such a key nothing is kept.
-    Rule 6  A connection that ends takes all that was kept with it.
+    Rule 7  A connection that ends takes all that was kept with it.
 
 It pays only for a busy process: below BUSY the store is asked each time, and nobody pings.
 """
@@ -91,7 +96,7 @@ class Tracking:
         self._link: Link | None = None
         self._lifetimes = Lifetimes.OF_KEYS
         self._announced = 0
-        self._guard: str | None = None  # rule 5: the key under WATCH
+        self._guard: str | None = None  # rule 6: the key under WATCH
         self._guarded = False  # and Redis has said that it exists
         self._demand = Demand()
         self._reading: str | None = None  # the domain of which all rules are being read
@@ -116,9 +121,10 @@ class Tracking:
             if self._thread is None:
                 self._start()
             self._read()
+            unanswered = self._waiting  # before we send one
             self._ping(now)
             ticket = (self._announced, self._lifetimes) if self._link else None
-            if now - self._proved > LEASE:
+            if unanswered or now - self._proved > LEASE:
                 return [None] * len(addresses), ticket
             self._memory.age(now)
             return [self._memory.get(address) for address in addresses], ticket
@@ -202,7 +208,7 @@ class Tracking:
         check(watching)
         self._waiting = False
         if isinstance(undisturbed, list) and exists == 1:
-            # What was fetched before Redis watched is not kept: see rule 2.
+            # What was fetched before Redis watched is not kept: see rule 3.
             self._announced += not self._guarded
             self._guarded = True
             self._proved, self._before = self._before, self._pinged
@@ -275,7 +281,7 @@ class Tracking:
     def _read_whole(self, domain: str, origin: str, lifetimes: Lifetimes, most: int) -> None:
         def ask(commands: Sequence[Command]) -> list[Reply]:
             replies, of = self._server.exchange(commands, Deadline(self._timeout))
-            if of != origin:  # rule 3
+            if of != origin:  # rule 4
                 raise BrokenLinkError("another server answers")
             return replies
 
