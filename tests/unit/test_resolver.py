@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from collections.abc import Iterable
 from datetime import date
 
 import pytest
@@ -14,6 +16,7 @@ from aliasmilter.routing.decision import Decision, Policy
 from aliasmilter.routing.lookup import (
     MAX_INNER_PATTERNS,
     Unavailable,
+    fields_for,
     is_usable_pattern,
     patterns_for,
 )
@@ -229,6 +232,30 @@ def test_a_pattern_comes_after_the_subaddress_and_before_the_catch_all(
     )
     decision = resolve(Address(local, "example.com"), Store(PATTERNS), policy, date(2026, 1, 1))
     assert [str(final.address) for final in decision.finals] == [goes]
+
+
+def octets_kept(local_parts: Iterable[str]) -> int:
+    """What the process takes more after all of them have been asked for."""
+    tracemalloc.start()
+    try:
+        for local in local_parts:
+            fields_for(local)
+        return tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+
+
+def test_local_parts_that_a_stranger_makes_up_take_little_memory() -> None:
+    many_marks = ("-".join(f"{number:032b}") for number in range(1500))
+    assert octets_kept(many_marks) < 5 * 2**20
+    ordinary = (f"{number:020d}" for number in range(3000))
+    assert octets_kept(ordinary) < 10 * 2**20
+
+
+def test_the_fields_of_an_ordinary_local_part_are_worked_out_once() -> None:
+    local = "firstname.lastname"
+    assert fields_for(local) is fields_for(local)
+    assert patterns_for(local) is patterns_for(local)
 
 
 @given(st.from_regex(r"[a-z0-9._-]{1,64}", fullmatch=True))

@@ -13,6 +13,9 @@ from aliasmilter.routing.rules import CATCH_ALL
 
 MAX_PATTERN_SUBJECT = 64  # characters of a local part that patterns are tried on
 MAX_INNER_PATTERNS = 200
+MAX_KEPT = 2048  # local parts of which the fields are remembered, and the patterns
+MAX_KEPT_OCTETS = 4096  # that those of one may take
+MAX_AT_WORK = 32  # local parts of any kind
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
@@ -63,7 +66,33 @@ Lookup = Callable[[Sequence[Address]], Sequence[Answer]]
 """Answers for the addresses, in their order, in one round trip; raises Unavailable."""
 
 
-@functools.lru_cache(maxsize=4096)
+Fields = Callable[[str], tuple[str, ...]]
+
+
+def _kept(make: Fields) -> Fields:
+    """Remember what `make` says of ordinary local parts, and of any for as long as it is at work.
+
+    A long one with many marks has fields of 30 KB: functools.lru_cache counts, but does not weigh.
+    """
+    kept: dict[str, tuple[str, ...]] = {}
+    just_made = functools.lru_cache(maxsize=MAX_AT_WORK)(make)
+
+    @functools.wraps(make)
+    def recall(local: str) -> tuple[str, ...]:
+        fields = kept.get(local)
+        if fields is None:
+            fields = just_made(local)
+            # The first one is the longest, or nearly.
+            if fields and len(fields) * (fields[0].__sizeof__() + 8) <= MAX_KEPT_OCTETS:
+                if len(kept) >= MAX_KEPT:
+                    kept.clear()
+                kept[local] = fields
+        return fields
+
+    return recall
+
+
+@_kept
 def fields_for(local: str) -> tuple[str, ...]:
     """The fields of `alias:<domain>` that can hold the rule for a local part, exact one first.
 
@@ -89,7 +118,7 @@ def own_fields(local: str) -> tuple[str, ...]:
     return tuple(f for f in fields if f != CATCH_ALL)
 
 
-@functools.lru_cache(maxsize=4096)
+@_kept
 def patterns_for(local: str) -> tuple[str, ...]:
     """The patterns that match a local part, the one with the longest literal part first.
 
