@@ -193,6 +193,32 @@ def test_there_are_so_many_decisions_and_no_more(
     assert len(asker.known._entries) <= 10
 
 
+def test_long_lists_leave_room_for_fewer_decisions(
+    asker: Asker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(known_decisions, "MAX_ALL_ANSWERS", 50)
+    away = " ".join(f"m{number}@away.example" for number in range(9))
+    edit(asker, "example.com", {f"list{number}": away for number in range(20)})
+    most = 0
+    for number in range(20):
+        asker.ask(f"list{number}@example.com")
+        most = max(most, len(asker.known._entries))
+    assert most == 5
+
+
+def test_a_long_subaddress_is_not_kept(asker: Asker) -> None:
+    for _ in range(2):
+        assert asker.ask(f"bob+{'x' * 200}@example.com").finals
+    assert not asker.known._entries
+
+
+def test_a_store_that_keeps_nothing_has_no_decisions_kept_for_it(asker: Asker) -> None:
+    asker.store = Store(asker.store.rules)
+    for number in range(20):
+        asker.ask(f"bob+{number}@example.com")
+    assert len(asker.known._entries) <= 1, "the first one, of which that is not known yet"
+
+
 @pytest.mark.parametrize(("targets", "worked_out"), [(5, 1), (100, 2)])
 def test_what_a_long_list_comes_to_is_not_kept(
     asker: Asker, targets: int, worked_out: int

@@ -17,9 +17,14 @@ from aliasmilter.routing.lookup import Absent, Answer, Found, Lookup
 
 MAX_DECISIONS = 2048
 MAX_ANSWERS = 20  # that a decision follows from; what longer lists come to is worked out anew
+MAX_ALL_ANSWERS = 8192  # that all of them follow from: each takes a kilobyte or less
+MAX_LOCAL_PART = 64  # characters; a longer one was made up for one message, as a subaddress
 
 Level = tuple[Sequence[Address], Sequence[Answer]]
 """What the store was asked at once, and what it said."""
+
+Remembered = tuple[Sequence[Address], tuple["weakref.ref[Found] | None", ...]]
+"""The same, as it is kept; see _Entry."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +37,7 @@ class _Entry:
 
     decision: Decision
     today: date
-    levels: tuple[tuple[Sequence[Address], tuple["weakref.ref[Found] | None", ...]], ...]
+    levels: tuple[Remembered, ...]
 
 
 class Known:
@@ -40,6 +45,8 @@ class Known:
 
     def __init__(self) -> None:
         self._entries: dict[tuple[str, str, bool], _Entry] = {}
+        self._answers = 0  # of all entries; that two threads count at once may get lost
+        self._last: weakref.ref[Found] | None = None  # answer that something was to be kept for
 
     def recall(
         self,
@@ -77,7 +84,7 @@ class Known:
     def keep(
         self, decision: Decision, today: date, levels: Sequence[Level], *, is_target: bool
     ) -> None:
-        """Keep a decision, unless it is one of too many.
+        """Keep a decision, unless it is one of too many, or its answers will not be seen again.
 
         Args:
             decision: that nothing but these levels has led to, whoever the sender is.
@@ -85,8 +92,12 @@ class Known:
             levels: all that the store was asked, and said.
             is_target: as in the question.
         """
+        size = sum(len(said) for _, said in levels)
         # There is no end of unknown addresses.
-        if not decision.finals or sum(len(said) for _, said in levels) > MAX_ANSWERS:
+        if not decision.finals or size > MAX_ANSWERS:
+            return
+        address = decision.address
+        if len(address.local) > MAX_LOCAL_PART:
             return
         if not all(_is_for_everybody(answer) for _, said in levels for answer in said):
             return
@@ -94,10 +105,24 @@ class Known:
             (addresses, tuple(weakref.ref(a) if isinstance(a, Found) else None for a in said))
             for addresses, said in levels
         )
-        if len(self._entries) >= MAX_DECISIONS:
+        if not self._will_recur(kept):
+            return
+        if len(self._entries) >= MAX_DECISIONS or self._answers + size > MAX_ALL_ANSWERS:
             self._entries.clear()
-        address = decision.address
+            self._answers = 0
+        self._answers += size
         self._entries[address.local, address.domain, is_target] = _Entry(decision, today, kept)
+
+    def _will_recur(self, levels: Sequence[Remembered]) -> bool:
+        """Whether the store has these answers in memory, as far as that shows by the last ones.
+
+        In a process that keeps no answers they are gone as soon as the decision is made.
+        """
+        found = [answer for _, answers in levels for answer in answers if answer]
+        if not found:
+            return True  # each of these is like any other
+        last, self._last = self._last, found[0]
+        return last is None or last() is not None
 
 
 def _is_for_everybody(answer: Answer) -> bool:
