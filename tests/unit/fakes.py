@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+import pytest
 import structlog
 
 from aliasmilter.forwarding.decider import Decider
@@ -139,3 +142,15 @@ class Scene:
         verdict = self.end()
         assert verdict.reply is None
         return verdict.edits
+
+
+@contextmanager
+def no_thread_left() -> Iterator[None]:
+    """While it lasts, the system has no thread to spare."""
+
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        yield

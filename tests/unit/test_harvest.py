@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from aliasmilter.store.link import Command
 from aliasmilter.store.tally import MAX_SENDERS, Seen
 from tests.harness.redis import RedisServer
 from tests.harness.wait import wait_until
+from tests.unit.fakes import no_thread_left
 
 Ask = Callable[[Sequence[Command]], list[Any]]
 
@@ -168,6 +170,33 @@ def test_the_journal_writes_what_it_can_and_goes_on_after_what_it_cannot(ask: As
     journal.written(10)
     assert ask([("MGET", "a", "b")]) == [[b"1", b"1"]]
     assert log.names == ["journal entry failed"]
+
+
+def test_the_journal_begins_as_soon_as_there_is_a_thread_for_it(ask: Ask) -> None:
+    journal = Journal(ask, Log().logger)
+    with no_thread_left():
+        assert journal.note(lambda: [("SET", "a", 1)])
+        journal.written(0.1)
+    assert journal.note(lambda: [("SET", "b", 2)])
+    journal.written(10)
+    assert ask([("MGET", "a", "b")]) == [[b"1", b"2"]]
+
+
+def test_the_journal_waits_no_longer_than_it_is_told_to(ask: Ask) -> None:
+    journal = Journal(ask, Log().logger)
+    go = threading.Event()
+    journal.note(lambda: [("SET", "a", 1)] if go.wait(10) else [])
+    journal.written(0.01)
+    assert ask([("GET", "a")]) == [None]
+    go.set()
+    journal.written(10)
+    assert ask([("GET", "a")]) == [b"1"]
+
+
+def test_a_client_that_guesses_is_refused_though_there_is_no_thread_to_watch_it(ask: Ask) -> None:
+    mine = harvest(ask, Log(), [1e9])
+    with no_thread_left():
+        assert [mine.is_guessing("192.0.2.1", f"x{n}@example.com") for n in range(6)][-1]
 
 
 def test_the_journal_says_that_counts_are_lost_and_not_each_time() -> None:

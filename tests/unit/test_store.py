@@ -20,6 +20,7 @@ from aliasmilter.store.servers import Single
 from tests.harness.fake_redis import FakeRedis, Proxy
 from tests.harness.redis import RedisServer
 from tests.harness.wait import wait_until
+from tests.unit.fakes import no_thread_left
 
 TIMEOUT = 0.4
 # What a deadline may be late by on a busy machine.
@@ -196,6 +197,30 @@ def test_a_unix_socket_that_is_not_there_is_unavailable(open_store: OpenStore) -
 
 def test_a_host_name_that_does_not_exist_is_unavailable(open_store: OpenStore) -> None:
     assert why(open_store("redis://redis.invalid:6379/0"))
+
+
+def test_a_host_name_is_looked_up_again_when_there_are_threads_again(
+    rules: RedisServer, open_store: OpenStore
+) -> None:
+    store = open_store(f"redis://localhost:{rules.port}/0", 5.0)
+    with no_thread_left(), pytest.raises(Unavailable, match="can't start new thread"):
+        store.lookup([BOB])
+    assert found(store.lookup([BOB])[0]).rules["bob"] == b"bob@example.com"
+
+
+def test_whatever_the_resolver_raises_is_told_to_who_waits_and_it_is_asked_again(
+    rules: RedisServer, open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(f"redis://localhost:{rules.port}/0", 5.0)
+
+    def getaddrinfo(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, "getaddrinfo", getaddrinfo)
+        with pytest.raises(MemoryError):
+            store.lookup([BOB])
+    assert found(store.lookup([BOB])[0]).rules["bob"] == b"bob@example.com"
 
 
 def test_a_server_that_never_accepts_is_unavailable_in_time(open_store: OpenStore) -> None:

@@ -15,13 +15,15 @@ from aliasmilter.routing.lookup import Absent, Answer, Found, Unavailable
 from aliasmilter.store import sentinel, tracking
 from aliasmilter.store.cluster import key_slot
 from aliasmilter.store.deadline import Deadline
+from aliasmilter.store.link import Door
 from aliasmilter.store.redis import AliasStore
-from aliasmilter.store.sentinel import Master
+from aliasmilter.store.sentinel import Master, Sentinels
 from aliasmilter.store.snapshot import read
 from tests.harness.cluster import RedisCluster, cluster
 from tests.harness.redis import RedisServer
 from tests.harness.sentinel import Watched, watched
 from tests.harness.wait import wait_until
+from tests.unit.fakes import no_thread_left
 
 TIMEOUT = 0.5
 SLACK = 0.7  # what a deadline may be late by on a busy machine
@@ -177,6 +179,21 @@ def test_a_change_of_masters_is_noticed_though_both_servers_go_on(
         sentinels = store._servers._sentinels  # type: ignore[attr-defined]
         monkeypatch.setattr(sentinels, "master", lambda *_, **__: Endpoint("127.0.0.1", other.port))
         wait_until(lambda: bob(store) == b"other", "the Sentinels are asked again", 5)
+
+
+def test_the_watch_over_the_master_begins_as_soon_as_there_is_a_thread_for_it() -> None:
+    def watches() -> list[threading.Thread]:
+        return [thread for thread in threading.enumerate() if thread.name == "sentinel-watch"]
+
+    before = watches()
+    sentinels = Sentinels([Endpoint("127.0.0.1", 1)], "rules", Door())
+    with closing(Master(sentinels, Door())) as master:
+        with no_thread_left(), pytest.raises(Unavailable, match="refused"):
+            master.ask([("PING",)], Deadline(TIMEOUT))
+        for _ in range(2):
+            with pytest.raises(Unavailable, match="refused"):
+                master.ask([("PING",)], Deadline(TIMEOUT))
+        assert len(watches()) == len(before) + 1
 
 
 def test_who_hears_of_another_master_first_makes_all_leave_the_former_one(

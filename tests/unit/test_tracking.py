@@ -23,6 +23,7 @@ from aliasmilter.store.servers import Single
 from tests.harness.fake_redis import Proxy
 from tests.harness.redis import RedisServer
 from tests.harness.wait import wait_until
+from tests.unit.fakes import no_thread_left
 
 BOB = Address("bob", "example.com")
 CAROL = Address("carol", "example.com")
@@ -381,6 +382,16 @@ def test_a_user_with_the_documented_rights_may_do_all_that_is_needed(
         store.remember(["a"])
         assert store.known(["a", "b"]) == {"a"}
         store.ping()
+
+
+def test_answers_are_kept_as_soon_as_there_is_a_thread_for_it(
+    server: RedisServer, open_store: OpenStore, warm: Warm
+) -> None:
+    store = open_store(server.url)
+    with no_thread_left():
+        assert bob(store) == b"0"
+    warm(store)
+    store.close()
 
 
 def test_idle_announcements_are_read_all_the_same(

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from aliasmilter.mail.address import Address
 from aliasmilter.routing.lookup import Found
 from aliasmilter.store import tracking, whole
-from aliasmilter.store.deadline import Deadline, RefusedError
+from aliasmilter.store.deadline import Deadline, LateError, RefusedError
 from aliasmilter.store.link import Command, Reply
 from aliasmilter.store.names import Names
 from aliasmilter.store.questions import Lifetimes
@@ -295,10 +295,32 @@ def test_a_system_without_a_thread_to_spare_costs_no_answer(
             raise RuntimeError("can't start new thread")
         real(self)
 
-    monkeypatch.setattr(threading.Thread, "start", start)
-    for _ in range(3 * FIRST):
-        guesser.guess()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        for _ in range(3 * FIRST):
+            guesser.guess()
     assert pages(asked) == 0
+    guesser.until_kept()
+
+
+def test_a_domain_that_could_not_be_read_once_is_read_later(
+    guesser: Guesser, asked: list[Sequence[Command]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Single.exchange
+    late: list[str] = []
+
+    def exchange(
+        self: Single, commands: Sequence[Command], deadline: Deadline
+    ) -> tuple[list[Reply], str]:
+        if commands[0][0] == "HLEN" and not late:
+            late.append("once")
+            raise LateError("once, too late")
+        return real(self, commands, deadline)
+
+    monkeypatch.setattr(Single, "exchange", exchange)
+    guesser.until_kept()
+    assert late
+    assert pages(asked) == 1
 
 
 # Reading

@@ -6,6 +6,7 @@ hosts see one picture: as a HyperLogLog, which needs 12 KB at most and holds no 
 
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address, ip_network
 from typing import Any
@@ -85,7 +86,8 @@ class Harvest:
     def _look_again_later(self, client: str) -> None:
         timer = threading.Timer(self.window, self._look_again, (client,))
         timer.daemon = True
-        timer.start()
+        with suppress(RuntimeError):  # no thread is left: then the log lacks a line
+            timer.start()
 
     def _look_again(self, client: str) -> None:
         try:

@@ -22,15 +22,14 @@ def addresses(endpoint: Endpoint, deadline: Deadline) -> Addresses:
     many wait for it.
 
     Raises:
-        BrokenLinkError, LateError: it has no address, or none in time.
+        BrokenLinkError, LateError: it has no address, or none in time, or there is no thread left.
     """
     if family := _family(endpoint.host):
         return [(family, (endpoint.host, endpoint.port))]
     with _resolving_lock:
         future = _resolving.get(endpoint)
         if future is None:
-            future = _resolving[endpoint] = Future()
-            threading.Thread(target=_resolve, args=(endpoint, future), daemon=True).start()
+            future = _begin(endpoint)
     try:
         return future.result(deadline.left)
     except TimeoutError:
@@ -39,11 +38,22 @@ def addresses(endpoint: Endpoint, deadline: Deadline) -> Addresses:
         raise BrokenLinkError(f"Redis: {endpoint}: {error}") from None
 
 
+def _begin(endpoint: Endpoint) -> "Future[Addresses]":
+    """Have a thread look the name up. The lock is held."""
+    future: Future[Addresses] = Future()
+    try:
+        threading.Thread(target=_resolve, args=(endpoint, future), daemon=True).start()
+    except RuntimeError as error:  # the system has no thread left
+        raise BrokenLinkError(f"Redis: {endpoint}: {error}") from None
+    _resolving[endpoint] = future
+    return future
+
+
 def _resolve(endpoint: Endpoint, future: "Future[Addresses]") -> None:
     try:
         found = socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM)
         result: Addresses = [(family, place) for family, _, _, _, place in found]
-    except (OSError, UnicodeError) as error:
+    except Exception as error:  # noqa: BLE001  # whatever it is, somebody waits for it
         with _resolving_lock:
             del _resolving[endpoint]
         future.set_exception(error)

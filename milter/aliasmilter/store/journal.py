@@ -8,6 +8,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import structlog
@@ -58,15 +59,19 @@ class Journal:
     def written(self, timeout: float) -> None:
         """Wait until all that was noted has been written, or lost; `timeout` seconds at most."""
         if self._thread is not None:
-            waiter = threading.Thread(target=self._entries.join, daemon=True)
-            waiter.start()
-            waiter.join(timeout)
+            entries = self._entries  # whose `join` knows no time-out
+            with entries.all_tasks_done:
+                entries.all_tasks_done.wait_for(lambda: not entries.unfinished_tasks, timeout)
 
     def _begin(self) -> None:
         with self._start:
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
-                self._thread.start()
+            if self._thread is not None:
+                return
+            thread = threading.Thread(target=self._run, name="journal", daemon=True)
+            # The system may have no thread left: the next entry tries again.
+            with suppress(RuntimeError):
+                thread.start()
+                self._thread = thread
 
     def _run(self) -> None:
         while True:

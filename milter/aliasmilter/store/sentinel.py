@@ -8,6 +8,7 @@ every second: there are faults after which the former master, and the way to it,
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from aliasmilter import log
 from aliasmilter.redisurl import Endpoint
@@ -140,14 +141,14 @@ class Master(Single):
         super().__init__(self._masters)
         self._sentinels = sentinels
         self._ended = threading.Event()
-        self._watch = threading.Thread(target=self._run, name="sentinel-watch", daemon=True)
+        self._watch: threading.Thread | None = None
         self._starting = threading.Lock()
 
     def exchange(
         self, commands: Sequence[Command], deadline: Deadline
     ) -> tuple[list[Reply], str]:
         """See Single."""
-        if self._watch.ident is None:
+        if self._watch is None:
             self._start()
         return super().exchange(commands, deadline)
 
@@ -163,8 +164,13 @@ class Master(Single):
 
     def _start(self) -> None:
         with self._starting:
-            if self._watch.ident is None:
-                self._watch.start()
+            if self._watch is not None:
+                return
+            watch = threading.Thread(target=self._run, name="sentinel-watch", daemon=True)
+            # The system may have no thread left: the next lookup tries again.
+            with suppress(RuntimeError):
+                watch.start()
+                self._watch = watch
 
     def _run(self) -> None:
         """Ask again and again, and leave a master that is none any more."""

@@ -32,7 +32,6 @@ So it may when Redis writes in several threads, `io-threads`: there the order is
 It pays only for a busy process: below BUSY the store is asked each time, and nobody pings.
 """
 
-import math
 import threading
 import time
 from collections.abc import Sequence
@@ -260,9 +259,13 @@ class Tracking:
         self._unguard()
 
     def _start(self) -> None:
-        if not self._ended.is_set():
-            self._thread = threading.Thread(target=self._run, name="tracking", daemon=True)
-            self._thread.start()
+        if self._ended.is_set():
+            return
+        thread = threading.Thread(target=self._run, name="tracking", daemon=True)
+        # The system may have no thread left: the next lookup tries again.
+        with suppress(RuntimeError):
+            thread.start()
+            self._thread = thread
 
     # Whole domains: nobody waits for them. One is read at a time.
 
@@ -274,7 +277,7 @@ class Tracking:
         try:
             thread.start()
         except RuntimeError:  # the system has no thread left: nobody's mail depends on this one
-            self._demand.found(domain, math.inf)
+            self._demand.served(domain)
             return
         self._reading, self._spoiled = domain, False
 
@@ -285,15 +288,17 @@ class Tracking:
                 raise BrokenLinkError("another server answers")
             return replies
 
-        whole: Whole | float = math.inf
-        with suppress(Unavailable):  # lookups say why
+        whole: Whole | float | None = None
+        with suppress(Unavailable):  # lookups say why; more of them, and it is tried again
             whole = read_whole(domain, ask, lifetimes, most)
         with self._lock:
             self._read()
             self._reading = None
             if self._spoiled or self._link is None:
                 return
-            if isinstance(whole, Whole):
+            if whole is None:
+                self._demand.served(domain)
+            elif isinstance(whole, Whole):
                 self._demand.served(domain)
                 self._memory.put_whole(domain, whole, time.monotonic())
             else:

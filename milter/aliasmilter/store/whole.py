@@ -93,7 +93,7 @@ class Demand:
         self._price[domain] = max(FIRST, rules / RULES_A_LOOKUP)
 
     def served(self, domain: str) -> None:
-        """The rules were read. When they are let go of, they have to be paid for again."""
+        """The rules were read, or could not be. To read them again has to be paid for again."""
         self._asked.pop(domain, None)
 
 
