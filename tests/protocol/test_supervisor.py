@@ -14,6 +14,7 @@ from miltertest import MilterError
 
 from tests.harness.daemon import Daemon
 from tests.harness.mta_client import Mta, dial
+from tests.harness.ports import reserved_port
 from tests.harness.redis import RedisServer
 from tests.harness.wait import LabError, wait_until
 from tests.protocol.conftest import load_rules
@@ -286,6 +287,46 @@ def test_sigint_leaves_a_socket_file_alone_that_is_another_process_s_by_now(star
     path = daemon.folder / "milter.sock"
     path.unlink()
     with socket.socket(socket.AF_UNIX) as other:
+def test_the_next_one_starts_while_the_workers_of_one_that_was_killed_finish_messages(
+    start: Start, tmp_path: Path
+) -> None:
+    with reserved_port() as port:
+        config = {
+            "milter": {"socket": f"unix:{tmp_path}/milter"},
+            "metrics": {"listen": f"127.0.0.1:{port}"},
+            "socketmap": {"listen": f"unix:{tmp_path}/map"},
+        }
+        daemon = start(config)
+        with Mta(daemon.socket) as mta:
+            mta.mail()
+            assert mta.rcpt("<sales@example.com>").kind == "continue"
+            os.kill(daemon.pid, signal.SIGKILL)
+            second = start(config)
+            assert mta.message().of("addrcpt") == ADDED
+        with Mta(second.socket) as other:
+            assert added(other) == ADDED
+
+
+@pytest.mark.parametrize("inet", [False, True], ids=["unix", "inet"])
+def test_nobody_waits_for_workers_that_leave(start: Start, inet: bool) -> None:
+    daemon = start({"milter": {"workers": 1}}, inet=inet)
+    with Mta(daemon.socket) as mta:
+        mta.mail()
+        os.kill(daemon.pid, signal.SIGKILL)
+
+        def is_refused() -> bool:
+            try:
+                with dial(daemon.socket) as connection:
+                    connection.settimeout(0.2)
+                    return connection.recv(1) == b""  # it was closed before it was served
+            except OSError as error:
+                return not isinstance(error, TimeoutError)
+
+        wait_until(is_refused, "the socket is closed", 3)
+        assert mta.rcpt("<sales@example.com>").kind == "continue"
+        assert mta.message().of("addrcpt") == ADDED
+
+
         other.bind(str(path))
         other.listen()
         daemon.signal(signal.SIGINT)

@@ -18,8 +18,9 @@ from aliasmilter.config import ConfigError, MilterSection
 
 BACKLOG = 512
 # Seconds for whoever listens there to let go: a supervisor that was killed leaves workers, which
-# end by themselves, and whoever started it may start the next one sooner.
-HANDOVER = 3.0
+# end by themselves, and whoever started it may start the next one sooner. libmilter looks every
+# five seconds whether its socket is another one, if nothing wakes it.
+HANDOVER = 6.0
 
 
 class ListenerError(ConfigError):
@@ -65,7 +66,8 @@ class Listener:
 
         The descriptor stands for another socket from now on, to which nobody will connect:
         libmilter, which may be polling it, finds nothing to accept. (To close it would be an
-        error there, and a connection taken at that moment would be cut.)
+        error there, and a connection taken at that moment would be cut.) While it is polling it
+        holds the former one all the same; see `_leave` in server.py.
         """
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as nobodys:
             nobodys.bind("")  # Linux gives it a name of its own, unix(7): autobind

@@ -42,6 +42,7 @@ COUNTING = 1.0  # seconds that what was counted last may take to be written
 SETTLE = 0.25  # seconds for an answer to be sent, and for a new connection to be negotiated
 
 LEAVE, FINISH = signal.SIGUSR1, signal.SIGUSR2
+WAKE = signal.SIGURG  # which nobody sends: it only ends the system call that a thread is in
 _ENDS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, LEAVE, FINISH}
 _heartbeat = monitor.Heartbeat()  # of the supervisor; its children inherit the memory
 _SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, signal.SIGALRM}
@@ -224,6 +225,10 @@ class Supervisor:
             metrics.workers_died.inc(worker.role.value)
             if time.monotonic() - worker.born < RESPAWN_DELAY:
                 self._respawn_at = time.monotonic() + RESPAWN_DELAY
+            for role, listener in self.listeners.items():
+                if role is not worker.role:
+                    # Who takes a while to leave must not keep the sockets of the others.
+                    listener.close()
 
     def _reload(self) -> None:
         """Take a new configuration: all of it, or, when anything is wrong, nothing."""
@@ -327,6 +332,7 @@ def serve_milter(loaded: Loaded, listener: Listener, lifeline: int) -> None:
 
 def _leave(activity: Activity, listener: Listener, drain: float, service: Service) -> None:
     """Wait to be told to leave, then let what has begun come to its end, and end the process."""
+    signal.signal(WAKE, lambda *_: None)
     told = signal.sigwait({LEAVE, FINISH})
     listener.stop_accepting()
     deadline = time.monotonic() + drain
@@ -346,6 +352,9 @@ def _leave(activity: Activity, listener: Listener, drain: float, service: Servic
     os._exit(0)
 
 
+    # libmilter's poll() holds the socket that it was called with, and looks again after five
+    # seconds: until then whoever connects would wait for nobody.
+    signal.pthread_kill(threading.main_thread().ident or 0, WAKE)
 def serve_maps(loaded: Loaded, listener: Listener, lifeline: int) -> None:
     """Be the socketmap worker, until told to leave; its clients connect again by themselves."""
     _watch(lifeline)
