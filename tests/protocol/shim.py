@@ -62,6 +62,22 @@ Session.rcpt, Filter.failed = wrapper, failed
 """
 
 
+# While there is a file "full" beside this one, there is no process left.
+NO_FORK = """
+import errno, os, pathlib
+
+folder = pathlib.Path(__file__).parent
+real = os.fork
+
+def fork():
+    if (folder / "full").exists():
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+    return real()
+
+os.fork = fork
+"""
+
+
 class ShimmedDaemon(Daemon):
     """A daemon that runs some code of the test's before its own.
 

@@ -18,7 +18,7 @@ from tests.harness.ports import reserved_port
 from tests.harness.redis import RedisServer
 from tests.harness.wait import LabError, wait_until
 from tests.protocol.conftest import load_rules
-from tests.protocol.shim import WAITS, ShimmedDaemon
+from tests.protocol.shim import NO_FORK, WAITS, ShimmedDaemon
 
 Start = Callable[..., Daemon]
 
@@ -83,6 +83,45 @@ def test_a_worker_that_is_killed_is_replaced_and_the_sessions_of_the_other_go_on
     (new,) = set(daemon.workers) - {second}
     with session_of(daemon, new) as mta:
         assert added(mta) == ADDED
+
+
+@contextmanager
+def no_process_left(daemon: Daemon) -> Iterator[None]:
+    """While it lasts, the daemon cannot fork."""
+    (daemon.folder / "full").touch()
+    yield
+    (daemon.folder / "full").unlink()
+
+
+def test_a_worker_that_cannot_be_replaced_at_once_is_replaced_later(redis: RedisServer) -> None:
+    load_rules(redis)
+    with ShimmedDaemon(redis.url, NO_FORK) as daemon:
+        first, second = daemon.workers
+        with no_process_left(daemon):
+            os.kill(first, signal.SIGKILL)
+            wait_until(lambda: "error: worker not started role=milter" in daemon.log, "it fails")
+            with Mta(daemon.socket) as mta:
+                assert added(mta) == ADDED
+            assert daemon.workers == [second]
+        wait_until(lambda: len(daemon.workers) == 2, "the worker is replaced")
+
+
+def test_at_a_reload_the_old_workers_stay_until_there_are_new_ones(redis: RedisServer) -> None:
+    load_rules(redis)
+    with ShimmedDaemon(redis.url, NO_FORK) as daemon:
+        old = daemon.workers
+        with no_process_left(daemon):
+            daemon.reload()
+            wait_until(lambda: "worker not started" in daemon.log, "it fails")
+            with Mta(daemon.socket) as mta:
+                assert added(mta) == ADDED
+            assert daemon.workers == old
+        wait_until(lambda: gone(*old), "the old workers leave")
+        assert len(daemon.workers) == 2
+        assert "worker died" not in daemon.log
+        with Mta(daemon.socket) as mta:
+            assert added(mta) == ADDED
+        assert daemon.stop() == 0
 
 
 def cores_of(worker: int) -> set[int]:
@@ -248,45 +287,6 @@ def test_the_workers_end_when_the_supervisor_is_killed_and_a_new_one_takes_over(
         assert added(mta) == ADDED
 
 
-# Starting
-
-
-def test_a_stale_socket_is_replaced(start: Start) -> None:
-    daemon = start()
-    daemon.kill()
-    stale = (daemon.folder / "milter.sock").stat().st_ctime_ns  # an inode number may come again
-    daemon.start()
-    assert (daemon.folder / "milter.sock").stat().st_ctime_ns != stale
-    with Mta(daemon.socket) as mta:
-        assert added(mta) == ADDED
-
-
-def test_the_live_socket_of_another_process_is_refused_and_left_alone(start: Start) -> None:
-    daemon = start()
-    identity = (daemon.folder / "milter.sock").stat()
-    second = daemon.run("run")
-    assert second.returncode == 2
-    path = f"{daemon.folder}/milter.sock"
-    assert second.stderr == f"alias-milter: socket unix:{path}: another process listens there\n"
-    assert (daemon.folder / "milter.sock").stat().st_ino == identity.st_ino
-    with Mta(daemon.socket) as mta:
-        assert added(mta) == ADDED
-
-
-def test_a_taken_port_is_refused(start: Start) -> None:
-    daemon = start(inet=True)
-    second = daemon.run("run")
-    assert second.returncode == 2
-    assert f"socket inet:{daemon.port}@127.0.0.1: Address already in use" in second.stderr
-    with Mta(daemon.socket) as mta:
-        assert added(mta) == ADDED
-
-
-def test_sigint_leaves_a_socket_file_alone_that_is_another_process_s_by_now(start: Start) -> None:
-    daemon = start()
-    path = daemon.folder / "milter.sock"
-    path.unlink()
-    with socket.socket(socket.AF_UNIX) as other:
 def test_the_next_one_starts_while_the_workers_of_one_that_was_killed_finish_messages(
     start: Start, tmp_path: Path
 ) -> None:
@@ -327,6 +327,45 @@ def test_nobody_waits_for_workers_that_leave(start: Start, inet: bool) -> None:
         assert mta.message().of("addrcpt") == ADDED
 
 
+# Starting
+
+
+def test_a_stale_socket_is_replaced(start: Start) -> None:
+    daemon = start()
+    daemon.kill()
+    stale = (daemon.folder / "milter.sock").stat().st_ctime_ns  # an inode number may come again
+    daemon.start()
+    assert (daemon.folder / "milter.sock").stat().st_ctime_ns != stale
+    with Mta(daemon.socket) as mta:
+        assert added(mta) == ADDED
+
+
+def test_the_live_socket_of_another_process_is_refused_and_left_alone(start: Start) -> None:
+    daemon = start()
+    identity = (daemon.folder / "milter.sock").stat()
+    second = daemon.run("run")
+    assert second.returncode == 2
+    path = f"{daemon.folder}/milter.sock"
+    assert second.stderr == f"alias-milter: socket unix:{path}: another process listens there\n"
+    assert (daemon.folder / "milter.sock").stat().st_ino == identity.st_ino
+    with Mta(daemon.socket) as mta:
+        assert added(mta) == ADDED
+
+
+def test_a_taken_port_is_refused(start: Start) -> None:
+    daemon = start(inet=True)
+    second = daemon.run("run")
+    assert second.returncode == 2
+    assert f"socket inet:{daemon.port}@127.0.0.1: Address already in use" in second.stderr
+    with Mta(daemon.socket) as mta:
+        assert added(mta) == ADDED
+
+
+def test_sigint_leaves_a_socket_file_alone_that_is_another_process_s_by_now(start: Start) -> None:
+    daemon = start()
+    path = daemon.folder / "milter.sock"
+    path.unlink()
+    with socket.socket(socket.AF_UNIX) as other:
         other.bind(str(path))
         other.listen()
         daemon.signal(signal.SIGINT)

@@ -34,7 +34,7 @@ from aliasmilter.mta.service import Service
 from aliasmilter.store.redis import AliasStore
 
 KILL_AFTER = 10.0  # seconds that a worker may take beyond [milter] drain to end
-RESPAWN_DELAY = 1.0  # seconds, for a worker that died as soon as it was born
+RESPAWN_DELAY = 1.0  # seconds, after a worker that died as soon as it was born, or never was
 # libmilter waits for the rest of a command in a thread that others may need. In between commands
 # a session may be silent for as long as its client is.
 COMMAND_TIMEOUT = 10  # seconds
@@ -115,6 +115,7 @@ class Supervisor:
     loaded: Loaded
     listeners: Mapping[Role, Listener]
     workers: dict[int, Worker] = field(default_factory=dict)
+    _outdated: dict[int, Worker] = field(default_factory=dict)  # serve until there are new ones
     _leaving: dict[int, Worker] = field(default_factory=dict)
     _respawn_at: float = 0.0
     _lifeline: tuple[int, int] = field(default_factory=os.pipe)
@@ -158,21 +159,37 @@ class Supervisor:
         return [role for role in self.listeners for _ in range(wanted[role] - running[role])]
 
     def _fill(self) -> None:
-        """Fork the workers that are missing; slowly when they die at once."""
+        """Fork the workers that are missing; slowly when they die at once, or cannot be forked."""
         if time.monotonic() < self._respawn_at:
             return
         for role in self._missing():
-            slot = next(n for n in itertools.count() if n not in self._slots.values())
-            metrics.workers_started.inc(role.value)
-            # What is here now is here for good: the worker need not look at it again, nor copy
-            # its pages by writing marks into them.
-            gc.freeze()
-            worker = Worker(role, time.monotonic(), self._core_for(role))
-            pid = os.fork()
-            if pid == 0:
-                self._work(worker, slot)
-            self.workers[pid] = worker
-            self._slots[pid] = slot
+            try:
+                self._fork(role)
+            except OSError as error:  # no process left, or no memory for one
+                self._respawn_at = time.monotonic() + RESPAWN_DELAY
+                log.get().error("worker not started", role=role.value, problem=str(error))
+                return
+        self._dismiss()
+
+    def _fork(self, role: Role) -> None:
+        slot = next(n for n in itertools.count() if n not in self._slots.values())
+        # What is here now is here for good: the worker need not look at it again, nor copy
+        # its pages by writing marks into them.
+        gc.freeze()
+        worker = Worker(role, time.monotonic(), self._core_for(role))
+        pid = os.fork()
+        if pid == 0:
+            self._work(worker, slot)
+        self.workers[pid] = worker
+        self._slots[pid] = slot
+        metrics.workers_started.inc(role.value)
+
+    def _dismiss(self) -> None:
+        """Tell those who work by an old configuration to leave: there are others now."""
+        for pid in self._outdated:
+            os.kill(pid, LEAVE)
+        self._leaving.update(self._outdated)
+        self._outdated.clear()
 
     def _core_for(self, role: Role) -> int | None:
         """The core that a new worker stays on, if it is to stay on one: the one with the fewest.
@@ -192,13 +209,15 @@ class Supervisor:
     def _report(self) -> None:
         """Say how we are: to the service manager, and to monitoring."""
         _heartbeat.beat()
-        serving = Counter(worker.role for worker in self.workers.values())
+        serving = Counter(w.role for w in (*self.workers.values(), *self._outdated.values()))
         for role in Role:
             metrics.workers.set(serving[role], role.value)
         if serving[Role.MILTER]:
             self._watchdog.ping()
         missing = len(self._missing())
         status = f"{len(self.workers)} of {len(self.workers) + missing} processes serve"
+        if self._outdated:
+            status += f", and {len(self._outdated)} by the old configuration"
         self._status.tell(f"{status}; not reloaded: {self._problem}" if self._problem else status)
 
     def _work(self, worker: Worker, slot: int) -> None:
@@ -206,6 +225,10 @@ class Supervisor:
         try:
             os.close(self._lifeline[1])
             metrics.enter(slot)
+            for role, listener in self.listeners.items():
+                if role is not worker.role:
+                    # Who takes a while to leave must not keep the sockets of the others.
+                    listener.close()
             _stay_on(worker.core)
             _WORK[worker.role](self.loaded, self.listeners[worker.role], self._lifeline[0])
         except BaseException:  # noqa: BLE001  # the child must not run on in the supervisor's code
@@ -217,7 +240,7 @@ class Supervisor:
         """Take note of workers that have ended."""
         for pid, status in _ended():
             metrics.leave(self._slots.pop(pid, -1))
-            worker = self.workers.pop(pid, None)
+            worker = self.workers.pop(pid, None) or self._outdated.pop(pid, None)
             if worker is None:
                 self._leaving.pop(pid, None)
                 continue
@@ -225,10 +248,6 @@ class Supervisor:
             metrics.workers_died.inc(worker.role.value)
             if time.monotonic() - worker.born < RESPAWN_DELAY:
                 self._respawn_at = time.monotonic() + RESPAWN_DELAY
-            for role, listener in self.listeners.items():
-                if role is not worker.role:
-                    # Who takes a while to leave must not keep the sockets of the others.
-                    listener.close()
 
     def _reload(self) -> None:
         """Take a new configuration: all of it, or, when anything is wrong, nothing."""
@@ -254,15 +273,13 @@ class Supervisor:
         log.get().info("reloaded", workers=len(self.workers))
 
     def _replace_workers(self) -> None:
-        old, self.workers = self.workers, {}
+        self._outdated.update(self.workers)
+        self.workers = {}
         self._fill()
-        self._leaving.update(old)
-        for pid in old:
-            os.kill(pid, LEAVE)
 
     def _stop(self) -> None:
         """End all workers: politely, and after a while by force."""
-        left = {*self.workers, *self._leaving}
+        left = {*self.workers, *self._outdated, *self._leaving}
         for pid in left:
             os.kill(pid, FINISH)
         deadline = time.monotonic() + self.loaded.config.milter.drain + KILL_AFTER
@@ -315,6 +332,7 @@ def serve_milter(loaded: Loaded, listener: Listener, lifeline: int) -> None:
     )
     threading.Thread(target=store.learn, daemon=True).start()
     service = make_service(loaded, store)
+    signal.signal(WAKE, lambda *_: None)
     leaving = (activity, listener, drain, service)
     threading.Thread(target=_leave, args=leaving, daemon=True).start()
     register(service, activity)
@@ -332,9 +350,11 @@ def serve_milter(loaded: Loaded, listener: Listener, lifeline: int) -> None:
 
 def _leave(activity: Activity, listener: Listener, drain: float, service: Service) -> None:
     """Wait to be told to leave, then let what has begun come to its end, and end the process."""
-    signal.signal(WAKE, lambda *_: None)
     told = signal.sigwait({LEAVE, FINISH})
     listener.stop_accepting()
+    # libmilter's poll() holds the socket that it was called with, and looks again after five
+    # seconds: until then whoever connects would wait for nobody.
+    signal.pthread_kill(threading.main_thread().ident or 0, WAKE)
     deadline = time.monotonic() + drain
     quiet = 0
     while quiet < 2 and time.monotonic() < deadline:
@@ -352,9 +372,6 @@ def _leave(activity: Activity, listener: Listener, drain: float, service: Servic
     os._exit(0)
 
 
-    # libmilter's poll() holds the socket that it was called with, and looks again after five
-    # seconds: until then whoever connects would wait for nobody.
-    signal.pthread_kill(threading.main_thread().ident or 0, WAKE)
 def serve_maps(loaded: Loaded, listener: Listener, lifeline: int) -> None:
     """Be the socketmap worker, until told to leave; its clients connect again by themselves."""
     _watch(lifeline)
