@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import socket
+import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
@@ -11,12 +13,14 @@ from contextlib import ExitStack, closing
 import pytest
 
 from aliasmilter.mail.address import Address
+from aliasmilter.redisurl import Endpoint
 from aliasmilter.routing.lookup import Absent, Answer, Found, Unavailable, Unreadable
 from aliasmilter.store import redis as store_module
 from aliasmilter.store.deadline import Deadline
-from aliasmilter.store.link import Command, Reply
+from aliasmilter.store.link import Command, Door, Link, Reply
+from aliasmilter.store.questions import Asked
 from aliasmilter.store.redis import AliasStore
-from aliasmilter.store.servers import Single
+from aliasmilter.store.servers import Pool, Single
 from tests.harness.fake_redis import FakeRedis, Proxy
 from tests.harness.redis import RedisServer
 from tests.harness.wait import wait_until
@@ -388,6 +392,45 @@ def test_what_is_remembered_of_unmanaged_domains_is_bounded(
         server.kill()
         assert why(store, Address("x", "d9.example"))
         assert store.lookup([Address("x", "d10.example")]) == [Absent()]
+
+
+def test_threads_that_get_to_know_many_managed_domains_at_once_do_not_disturb_each_other(
+    open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "MAX_KNOWN_MANAGED", 10)
+    store = open_store("redis://127.0.0.1:1/0")
+    managed = [Asked(Found({b"unknown": b"reject"}, {}), lasts=False)]
+
+    def get_to_know(thread: int) -> None:
+        for number in range(20_000):
+            store._noted([Address("a", f"{thread}-{number}.example")], managed, Deadline(60))
+
+    switches = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(get_to_know, range(8)))
+    finally:
+        sys.setswitchinterval(switches)
+    assert len(store._managed) <= 10
+
+
+def test_a_connection_given_back_while_all_are_dropped_is_not_used_again(
+    redis: RedisServer,
+) -> None:
+    pool = Pool(Endpoint("127.0.0.1", redis.port), Door())
+
+    class Idle(deque[Link]):
+        def __len__(self) -> int:  # another thread gets its turn here
+            pool.drop()
+            return super().__len__()
+
+    with closing(pool.take(Deadline(5))) as link:
+        pool._idle = Idle()
+        pool.give(link)
+        with closing(pool.take(Deadline(5))) as other:
+            assert other is not link
+            assert other.generation == 1
 
 
 def test_the_store_works_again_with_the_first_lookup_after_a_restart(

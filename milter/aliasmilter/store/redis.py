@@ -49,7 +49,7 @@ class AliasStore:
         if cached and isinstance(servers, Single):
             self._tracked = servers, Tracking(servers, timeout)
         self._unmanaged: OrderedDict[str, None] = OrderedDict()
-        self._managed: dict[str, None] = {}
+        self._managed: OrderedDict[str, None] = OrderedDict()
         self._lost = float("-inf")  # when all that was managed had vanished, last
 
     def lookups(self, sender: Address | None = None) -> Lookup:
@@ -262,8 +262,9 @@ class AliasStore:
             else:
                 self._unmanaged.pop(domain, None)
                 self._managed[domain] = None
-                if len(self._managed) > MAX_KNOWN_MANAGED:
-                    self._managed.pop(next(iter(self._managed)), None)
+                # In one step: other threads put theirs in.
+                while len(self._managed) > MAX_KNOWN_MANAGED:
+                    self._managed.popitem(last=False)
         return answers
 
     def _believe_that_it_vanished(self, domain: str, deadline: Deadline) -> None:

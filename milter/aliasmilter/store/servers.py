@@ -68,8 +68,9 @@ class Pool:
                 link = self._idle.pop()
             except IndexError:
                 break
-            # Whatever lies there already would be taken for the answer to the next question.
-            if link.is_quiet():
+            # Whatever lies there already would be taken for the answer to the next question. And
+            # who gave it back may have done so while another thread dropped all.
+            if link.generation == self._generation and link.is_quiet():
                 return link
             link.close()
         generation = self._generation
