@@ -333,6 +333,7 @@ class Server:
         self.rules = rules
         self.mortal = mortal
         self.pages = 0
+        self.largest = 0  # octets of a page
         self.copies = False
 
     def __call__(self, commands: Sequence[Command]) -> list[Reply]:
@@ -342,9 +343,11 @@ class Server:
         if name == "HSCAN":
             names = sorted(self.rules)
             start = int(words[1])  # type: ignore[call-overload]
-            page = names[start : start + 1000]
+            end = start + int(words[3])  # type: ignore[call-overload]
+            page = names[start:end]
             self.pages += 1
-            after = start + 1000 if start + 1000 < len(names) else 0
+            self.largest = max(self.largest, sum(len(self.rules[name]) for name in page))
+            after = end if end < len(names) else 0
             words_found = [word for n in page for word in (n, self.rules[n])]
             if self.copies:
                 words_found = [bytes(bytearray(word)) for word in words_found]
@@ -369,7 +372,7 @@ def test_all_pages_are_read_and_names_that_no_address_has_are_left_out() -> None
     found = read(server)
     assert isinstance(found, Whole)
     assert set(found.found.rules) == {name.decode() for name in rules}
-    assert (server.pages, found.found.has_blocks, found.found.has_patterns) == (3, True, False)
+    assert (server.pages, found.found.has_blocks, found.found.has_patterns) == (5, True, False)
 
 
 def test_no_more_rules_are_read_than_are_worth_it_and_their_number_is_told() -> None:
@@ -385,6 +388,14 @@ def test_a_rule_that_will_expire_keeps_the_domain_from_being_kept() -> None:
 
 def test_rules_that_take_too_much_memory_are_not_kept() -> None:
     assert read(Server({b"user%d" % number: b"x" * 60_000 for number in range(100)})) == math.inf
+
+
+def test_large_rules_are_read_few_at_a_time() -> None:
+    rules = {b"user%d" % number: b"x" for number in range(1000)}
+    for size in (60_000, 10_000, 600):
+        server = Server({**rules, **{b"user%d" % n: b"x" * size for n in range(0, 1000, 2)}})
+        read(server)
+        assert server.largest < 2**20
 
 
 def test_an_answer_to_another_question_is_no_answer() -> None:

@@ -24,7 +24,9 @@ MAX_NAMES = 2_000_000
 MAX_OCTETS = 4 * 2**20  # that a domain may take in the process
 FIRST = 50  # lookups in a domain before it is read for the first time
 RULES_A_LOOKUP = 64  # to read a rule with all others takes a 64th of a lookup
-_PAGE = 1000  # rules: a page keeps the server for less than a millisecond
+_FIRST_PAGE = 16  # rules, each of which may have 64 KB
+_PAGE = 1000  # rules at most: a page keeps the server for less than a millisecond
+_PAGE_OCTETS = 2**18  # that a page should have
 _MAX_DOMAINS = 10_000
 _OF_DOMAIN = 1000  # octets that a domain takes beside its rules; measured
 _OF_RULE = 150  # octets that a rule takes beside its name and text; measured
@@ -149,10 +151,11 @@ def _read_rules(
     Where there are `names` these get all of them, and only patterns and the catch-all are returned.
     """
     rules: dict[str, bytes] = {}
-    cursor, octets = b"0", 0
+    cursor, octets, count = b"0", 0, _FIRST_PAGE
     while True:
-        (reply,) = ask([("HSCAN", key, cursor, "COUNT", _PAGE)])
+        (reply,) = ask([("HSCAN", key, cursor, "COUNT", count)])
         cursor, words = page(reply)
+        count = _next_count(count, sum(map(len, words)))
         fields = pairs(words)
         if names:
             # That one of these expires makes nothing wrong: what is not there is still not there.
@@ -169,3 +172,9 @@ def _read_rules(
                 continue  # no address is spelt like that
         if cursor == b"0":
             return rules
+
+
+def _next_count(count: int, octets: int) -> int:
+    """How many rules to ask for next, when so many had so many octets."""
+    fitting = count * _PAGE_OCTETS // max(octets, 1)
+    return max(1, min(fitting, 8 * count, _PAGE))
