@@ -456,6 +456,18 @@ def test_a_large_change_is_prepared_beside_and_put_in_place(
     ]
 
 
+@pytest.mark.parametrize("direct", [10_000, 1], ids=["directly", "prepared"])
+def test_a_change_leaves_the_lifetime_of_the_rules_as_it_is(
+    run: Run, rules: RedisServer, monkeypatch: pytest.MonkeyPatch, direct: int
+) -> None:
+    monkeypatch.setattr(editor, "DIRECT", direct)
+    rules.cli("EXPIRE", "alias:example.com", "1000")
+    file = "new@example.com,bob@example.com\nother@example.com,bob@example.com\n"
+    assert run("import", "--format", "csv", "-", stdin=file).exit_code == 0
+    assert rule(rules, "new") == "bob@example.com"
+    assert 900 < int(rules.cli("TTL", "alias:example.com").split()[-1]) <= 1000
+
+
 def test_a_large_change_may_remove_all_rules_of_a_domain(
     run: Run, rules: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -290,6 +290,7 @@ class Editor:
         pipeline = self._pipeline
         self._require_stream()
         self._require_staged([part.key for part in parts if part.content])
+        lifetimes = self._lifetimes([part.key for part in parts])
         replaced = []
         pipeline.multi()
         for change in changes:
@@ -304,10 +305,28 @@ class Editor:
             if part.content:
                 pipeline.persist(staged)
                 pipeline.rename(staged, part.key)
+                if lifetimes[part.key] >= 0:
+                    pipeline.pexpire(part.key, max(lifetimes[part.key], 1))
             entry = self._entry_fields("address", part.address, "after", part.told)
             pipeline.execute_command(*entry)
         self._execute()
         return replaced
+
+    def _lifetimes(self, keys: Sequence[str]) -> dict[str, int]:
+        """How long each of the hashes and sets will last, in milliseconds; below 0: for good.
+
+        That does not change with what is in them. They are watched, and EXPIRE is a change, too.
+        """
+        found: list[int] = []
+        try:
+            for some in _batches(keys):
+                pipeline = self._client.pipeline(transaction=False)
+                for key in some:
+                    pipeline.pttl(key)
+                found += pipeline.execute()
+        except (RedisError, OSError) as error:
+            raise Unavailable(f"Redis: {error}; nothing was changed") from error
+        return dict(zip(keys, found, strict=True))
 
     def _require_staged(self, keys: Sequence[str]) -> None:
         """A transaction is not undone half-way: what it renames must be there, and stay."""
