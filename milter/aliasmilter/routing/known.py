@@ -1,9 +1,9 @@
 """Decisions that were made before, for as long as the store says the same.
 
 `resolve` is a function of its question and of the answers that it gets. So nothing in here can be
-out of date: the store is asked again, level by level, and only when each answer is the very object
-that it was is the decision the same. That takes an eighth of the time when the store has its
-answers in memory, as most mail goes to few addresses.
+out of date: the store is asked again, and only when each answer is the very object that it was is
+the decision the same. That takes an eighth of the time when the store has its answers in memory, as
+most mail goes to few addresses.
 """
 
 import weakref
@@ -23,21 +23,19 @@ MAX_LOCAL_PART = 64  # characters; a longer one was made up for one message, as 
 Level = tuple[Sequence[Address], Sequence[Answer]]
 """What the store was asked at once, and what it said."""
 
-Remembered = tuple[Sequence[Address], tuple["weakref.ref[Found] | None", ...]]
-"""The same, as it is kept; see _Entry."""
-
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """A decision, and what it follows from.
+    """A decision, and what it follows from: what the store said of these addresses, of all levels.
 
-    `levels` do not keep the store's answers alive: all the rules of a domain may be in one of them.
+    It does not keep the store's answers alive: all the rules of a domain may be in one of them.
     None stands for a domain that is not managed.
     """
 
     decision: Decision
     today: date
-    levels: tuple[Remembered, ...]
+    addresses: tuple[Address, ...]
+    answers: tuple["weakref.ref[Found] | None", ...]
 
 
 class Known:
@@ -63,8 +61,8 @@ class Known:
             address: the recipient.
             today: the day, for `expires`.
             lookup: the store's.
-            said: gets the answers of the levels that were asked for; when the decision is not
-                known after all, these are the first that lead to it.
+            said: gets the answers of the first level, where the store was asked; when the
+                decision is not known after all, it need not be asked for them again.
             is_target: as in the question.
 
         Raises:
@@ -73,12 +71,12 @@ class Known:
         entry = self._entries.get((address.local, address.domain, is_target))
         if entry is None or entry.today != today:
             return None
-        for addresses, kept in entry.levels:
-            answers = lookup(addresses)
-            said.append(answers)
-            for answer, same in zip(answers, kept, strict=True):
-                if not (isinstance(answer, Absent) if same is None else same() is answer):
-                    return None
+        # All at once: each of these was asked for the last time, and mostly will be now.
+        answers = lookup(entry.addresses)
+        said.append(answers[:1])
+        for answer, same in zip(answers, entry.answers, strict=True):
+            if not (isinstance(answer, Absent) if same is None else same() is answer):
+                return None
         return entry.decision
 
     def keep(
@@ -92,33 +90,31 @@ class Known:
             levels: all that the store was asked, and said.
             is_target: as in the question.
         """
-        size = sum(len(said) for _, said in levels)
-        # There is no end of unknown addresses.
-        if not decision.finals or size > MAX_ANSWERS:
-            return
         address = decision.address
-        if len(address.local) > MAX_LOCAL_PART:
+        addresses = tuple(asked for level, _ in levels for asked in level)
+        size = len(addresses)
+        # There is no end of unknown addresses.
+        if not decision.finals or size > MAX_ANSWERS or len(address.local) > MAX_LOCAL_PART:
             return
-        if not all(_is_for_everybody(answer) for _, said in levels for answer in said):
+        answers = [answer for _, said in levels for answer in said]
+        if not all(map(_is_for_everybody, answers)):
             return
-        kept = tuple(
-            (addresses, tuple(weakref.ref(a) if isinstance(a, Found) else None for a in said))
-            for addresses, said in levels
-        )
+        kept = tuple(weakref.ref(a) if isinstance(a, Found) else None for a in answers)
         if not self._will_recur(kept):
             return
         if len(self._entries) >= MAX_DECISIONS or self._answers + size > MAX_ALL_ANSWERS:
             self._entries.clear()
             self._answers = 0
         self._answers += size
-        self._entries[address.local, address.domain, is_target] = _Entry(decision, today, kept)
+        key = address.local, address.domain, is_target
+        self._entries[key] = _Entry(decision, today, addresses, kept)
 
-    def _will_recur(self, levels: Sequence[Remembered]) -> bool:
+    def _will_recur(self, answers: Sequence["weakref.ref[Found] | None"]) -> bool:
         """Whether the store has these answers in memory, as far as that shows by the last ones.
 
         In a process that keeps no answers they are gone as soon as the decision is made.
         """
-        found = [answer for _, answers in levels for answer in answers if answer]
+        found = [answer for answer in answers if answer]
         if not found:
             return True  # each of these is like any other
         last, self._last = self._last, found[0]

@@ -188,8 +188,10 @@ class AliasStore:
                 found = self._recall(*self._tracked, asked, deadline)
             else:
                 found = self._ask(asked, deadline)
-            if any(isinstance(one, Found) and one.has_blocks for one in found):
-                found = self._with_blocks(asked, found, sender_keys(sender), deadline)
+            for one in found:
+                if isinstance(one, Found) and one.has_blocks:
+                    found = self._with_blocks(asked, found, sender_keys(sender), deadline)
+                    break
         except Unavailable as error:
             _count(error)
             raise
