@@ -309,6 +309,7 @@ def test_nothing_is_left_when_a_test_fails(world: World) -> None:
         Postfix(milters=[milter.socket], next_hop=world.port) as mta,
     ):
         folders = [milter.folder, server.folder, mta.folder]
+        wait_until(lambda: len(children(mta.pid)) >= 2, "Postfix has started its own servers")
         processes = [milter.pid, server.pid, mta.pid, *children(mta.pid)]
         raise TestError
     assert len(processes) > 4
