@@ -1,0 +1,39 @@
+"""Spellings of which Postfix alone tells what it makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.harness.lab import Lab
+from tests.mta.test_spellings import RULES
+
+
+def test_an_address_without_a_domain_is_one_of_the_domain_that_postfix_adds(
+    make_lab: Callable[..., Lab],
+) -> None:
+    lab = make_lab(main={"myorigin": "example.com"})
+    lab.rules(*RULES)
+    assert str(lab.send("alice@bank.example", "<gone>").rcpt).startswith("550 5.2.1")
+    assert str(lab.send("alice@bank.example", "<nobody>").rcpt).startswith("550 5.1.1")
+    assert lab.send("alice@bank.example", "<sales>").accepted
+    lab.world.wait_for("bob@example.com")
+    # RFC 5321 section 4.5.1: every host takes that.
+    assert lab.send("alice@bank.example", "<postmaster>").accepted
+    lab.world.wait_for("postmaster@example.com")
+    lab.settle()
+    assert len(lab.world.deliveries) == 2
+
+
+@pytest.mark.parametrize("sender", ["<ceo%example.com>", "<ceo@example.com.>", "<ceo>"])
+def test_a_login_sends_as_nobody_else_by_another_spelling(
+    make_lab: Callable[..., Lab], sender: str
+) -> None:
+    lab = make_lab(
+        {"submission": {"login_domain": "example.com"}}, main={"myorigin": "example.com"}
+    )
+    lab.rules(*RULES)
+    client = {"ADDR": "192.0.2.20", "NAME": "laptop.example", "LOGIN": "bob"}
+    reply = lab.send(sender, "bob@example.com", xclient=client).rcpt
+    assert str(reply).startswith("553 5.7.1")
