@@ -54,19 +54,29 @@ class Store:
 
 
 class Served:
-    """Knows who was served."""
+    """Knows who was served; made to fail on demand."""
 
     def __init__(self) -> None:
         self.keys: set[str] = set()
+        self.down = False
+        self.calls = 0
 
     def known(self, keys: Sequence[str]) -> set[str]:
-        return self.keys.intersection(keys)
+        self._ask()
+        return self.keys & set(keys)
 
     def remember(self, keys: Sequence[str]) -> None:
-        self.keys.update(keys)
+        self._ask()
+        self.keys |= set(keys)
 
     def forget(self, keys: Sequence[str]) -> None:
-        self.keys.difference_update(keys)
+        self._ask()
+        self.keys -= set(keys)
+
+    def _ask(self) -> None:
+        self.calls += 1
+        if self.down:
+            raise Unavailable("switched off")
 
 
 class Listener(Reinjector):

@@ -20,7 +20,7 @@ from aliasmilter.mta.reinject import (
     identity_of,
     mail_parameters,
 )
-from aliasmilter.routing.lookup import Unavailable
+from tests.unit.fakes import Served
 
 Answer = Callable[[str], bytes]
 
@@ -90,40 +90,14 @@ def listening(
 ONE, OTHER = Identity("a message", is_certain=True), Identity("another", is_certain=True)
 
 
-class Memory:
-    """What is remembered; made to fail on demand."""
-
-    def __init__(self) -> None:
-        self.keys: set[str] = set()
-        self.down = False
-        self.calls = 0
-
-    def known(self, keys: Sequence[str]) -> set[str]:
-        self._ask()
-        return self.keys & set(keys)
-
-    def remember(self, keys: Sequence[str]) -> None:
-        self._ask()
-        self.keys |= set(keys)
-
-    def forget(self, keys: Sequence[str]) -> None:
-        self._ask()
-        self.keys -= set(keys)
-
-    def _ask(self) -> None:
-        self.calls += 1
-        if self.down:
-            raise Unavailable("switched off")
-
-
 def copy(
     *paths: str, sender: str = "<alice@bank.example>", parameters: tuple[str, ...] = ()
 ) -> Copy:
     return Copy(sender, parameters, dict.fromkeys(paths, ""), b"Subject: x\r\n\r\nhello\r\n")
 
 
-def reinjector(server: str, memory: Memory | None = None, timeout: float = 20.0) -> Reinjector:
-    memory = memory or Memory()
+def reinjector(server: str, memory: Served | None = None, timeout: float = 20.0) -> Reinjector:
+    memory = memory or Served()
     return Reinjector(server, "mx.example.net", timeout, memory)
 
 
@@ -155,7 +129,7 @@ def test_a_recipient_that_the_listener_refuses_keeps_the_others_of_its_envelope_
     def picky(command: str) -> bytes:
         return b"550 5.1.1 not him\r\n" if "bad@" in command else obliging(command)
 
-    memory = Memory()
+    memory = Served()
     with (
         listening(picky) as listener,
         pytest.raises(ReinjectError, match=r"RCPT <bad@gmail.example>: 550 5.1.1 not him"),
@@ -168,7 +142,7 @@ def test_a_recipient_that_the_listener_refuses_keeps_the_others_of_its_envelope_
 
 
 def test_who_was_served_before_a_failure_is_not_served_again() -> None:
-    memory, refuse = Memory(), ["you@gmail.example"]
+    memory, refuse = Served(), ["you@gmail.example"]
 
     def picky(command: str) -> bytes:
         return b"451 later\r\n" if refuse and refuse[0] in command else obliging(command)
@@ -190,7 +164,7 @@ def test_who_was_served_before_a_failure_is_not_served_again() -> None:
 
 
 def test_while_redis_is_away_copies_are_sent_the_log_says_so_and_it_is_asked_only_once() -> None:
-    memory = Memory()
+    memory = Served()
     memory.down = True
     paths = [f"<u{n}@gmail.example>" for n in range(2 * MAX_RECIPIENTS)]
     with listening() as listener:
@@ -338,7 +312,7 @@ def test_what_the_mta_has_given_a_message_anew_does_not_count() -> None:
 def test_only_a_message_that_its_sender_has_named_is_remembered_when_it_is_done(
     *, certain: bool
 ) -> None:
-    memory, wanted = Memory(), copy("<me@gmail.example>")
+    memory, wanted = Served(), copy("<me@gmail.example>")
     with listening() as listener:
         submission = reinjector(listener.address, memory).begin(
             Identity("alert", is_certain=certain), wanted.recipients

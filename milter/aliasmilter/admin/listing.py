@@ -17,7 +17,7 @@ from aliasmilter.routing.lookup import Unavailable
 from aliasmilter.routing.rules import RuleError, parse_rule
 from aliasmilter.store.audit import rule_address
 from aliasmilter.store.schema import domain_key
-from aliasmilter.store.snapshot import Snapshot, read
+from aliasmilter.store.snapshot import Snapshot, octets, read
 
 
 def show(path: Path, domain: str | None, *, as_json: bool) -> int:
@@ -89,7 +89,7 @@ def _read(path: Path, domain: str | None) -> Snapshot | None:
 def _rules(snapshot: Snapshot) -> Iterator[tuple[str, bytes]]:
     for domain in sorted(snapshot.rules):
         for name, raw in sorted(snapshot.rules[domain].items()):
-            yield _text(rule_address(domain, name).encode("utf-8", "surrogateescape")), raw
+            yield _text(octets(rule_address(domain, name))), raw
 
 
 def _described(address: str, raw: bytes) -> dict[str, Any]:

@@ -87,9 +87,7 @@ class Completion:
         split = self.service.reinjector is not None
         envelopes = (partition if split else merge)(self.mail.recipients)
         if not envelopes:
-            measures.accepted("discarded")
-            self._log("discarded")
-            return Verdict(discard=True)
+            return self._discarded()
         leaving = any(envelope.handling.leaves for envelope in envelopes)
         watched = self.service.vendors is not None and any(vendors_of(self.mail.recipients))
         wanted = watched or (leaving and self.service.outbound is not None)
@@ -138,9 +136,7 @@ class Completion:
                 self.mail.notes["problem"] = f"[reinject] server: {error}"
                 return self._refused(Reason.REINJECT_FAILED)
         if not own.deliveries:
-            measures.accepted("discarded")
-            self._log("discarded")
-            return Verdict(discard=True)
+            return self._discarded()
         edits = Edits(
             recipients=recipient_edits(own, self.mail.recipients),
             sender=self._srs_sender(own.handling) or self.mail.new_sender,
@@ -319,6 +315,11 @@ class Completion:
         measures.sender(None)
         self.mail.notes["srs_sender"] = sender.path
         return sender.path
+
+    def _discarded(self) -> Verdict:
+        measures.accepted("discarded")
+        self._log("discarded")
+        return Verdict(discard=True)
 
     def _refused(self, reason: Reason, text: str = "") -> Verdict:
         measures.refused(reason)

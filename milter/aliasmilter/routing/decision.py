@@ -32,8 +32,7 @@ class Final:
         address: who.
         leaves: the mail is handed to another system on behalf of an alias.
         held: the MTA keeps it in its hold queue.
-        mailbox: the address without the subaddress that came along; None: there is none, as far as
-            the rules tell.
+        mailbox: the address without the subaddress that came along; None: there came none along.
     """
 
     address: Address

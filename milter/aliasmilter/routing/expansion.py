@@ -214,15 +214,16 @@ class Expansion:
         return self._targets(rule, name, detail)
 
     def _targets(self, rule: Rule, name: str, detail: str) -> Outcome:
-        domain = self.hop.carried.domain
-        if name == CATCH_ALL and SameLocalPart(domain) in rule.targets:
-            # Every address would be a mailbox. Who means that writes `unknown pass`.
-            return _invalid(f"alias:{domain} {name}", "it leads to its own domain")
-        hops = [self._hop(target, name, detail) for target in rule.targets]
-        itself = [hop for hop in hops if hop.carried.key == self.hop.carried.key]
         address = self.hop.carried
-        mailbox = Address(address.local.removesuffix(detail), address.domain)
-        final = Final(address, held=self.hop.held, mailbox=mailbox) if itself else None
+        if name == CATCH_ALL and SameLocalPart(address.domain) in rule.targets:
+            # Every address would be a mailbox. Who means that writes `unknown pass`.
+            return _invalid(f"alias:{address.domain} {name}", "it leads to its own domain")
+        hops = [self._hop(target, name, detail) for target in rule.targets]
+        itself = [hop for hop in hops if hop.carried.key == address.key]
+        final = None
+        if itself:
+            mailbox = Address(address.local.removesuffix(detail), address.domain)
+            final = Final(address, held=self.hop.held, mailbox=mailbox)
         others = tuple(hop for hop in hops if hop not in itself)
         return Outcome(final=final, hops=others, targets=hops)
 
@@ -230,7 +231,7 @@ class Expansion:
         address, held = self.hop.carried, self.hop.held
         rule = f"alias:{address.domain} {name}"
         if isinstance(target, SameLocalPart):
-            user = address.local[: len(address.local) - len(detail)]
+            user = address.local.removesuffix(detail)
             # `* @new.example` stands for the whole domain: unknown there is simply unknown.
             rule = self.hop.rule if name == CATCH_ALL else rule
             target, carried = Address(user, target.domain), address.at(target.domain)

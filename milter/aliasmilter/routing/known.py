@@ -47,37 +47,32 @@ class Known:
         self._last: weakref.ref[Found] | None = None  # answer that something was to be kept for
 
     def recall(
-        self,
-        address: Address,
-        today: date,
-        lookup: Lookup,
-        said: list[Sequence[Answer]],
-        *,
-        is_target: bool,
-    ) -> Decision | None:
+        self, address: Address, today: date, lookup: Lookup, *, is_target: bool
+    ) -> tuple[Decision | None, Sequence[Answer]]:
         """The decision that `resolve` would come to now, if it is known.
 
         Args:
             address: the recipient.
             today: the day, for `expires`.
             lookup: the store's.
-            said: gets the answers of the first level, where the store was asked; when the
-                decision is not known after all, it need not be asked for them again.
             is_target: as in the question.
+
+        Returns:
+            Also what the store says of the address itself, so that it need not be asked again when
+            the decision is not known after all; nothing where it was not asked.
 
         Raises:
             Unavailable: the lookup did.
         """
         entry = self._entries.get((address.local, address.domain, is_target))
         if entry is None or entry.today != today:
-            return None
+            return None, ()
         # All at once: each of these was asked for the last time, and mostly will be now.
         answers = lookup(entry.addresses)
-        said.append(answers[:1])
         for answer, same in zip(answers, entry.answers, strict=True):
             if not (isinstance(answer, Absent) if same is None else same() is answer):
-                return None
-        return entry.decision
+                return None, answers[:1]
+        return entry.decision, answers[:1]
 
     def keep(
         self, decision: Decision, today: date, levels: Sequence[Level], *, is_target: bool

@@ -100,8 +100,7 @@ def fields_for(local: str) -> tuple[str, ...]:
     before a possible delimiter is asked for, and every pattern that could match, and one round
     trip is enough. The catch-all comes last.
     """
-    fields = dict.fromkeys((*own_fields(local), *patterns_for(local)))
-    return (*(f for f in fields if f != CATCH_ALL), CATCH_ALL)
+    return (*dict.fromkeys((*own_fields(local), *patterns_for(local))), CATCH_ALL)
 
 
 def own_fields(local: str) -> tuple[str, ...]:

@@ -63,9 +63,9 @@ def resolve(
     Raises:
         Unavailable: the lookup did.
     """
-    said: list[Sequence[Answer]] = []
+    said: Sequence[Answer] = ()
     if known and not explain:
-        decision = known.recall(address, today, lookup, said, is_target=is_target)
+        decision, said = known.recall(address, today, lookup, is_target=is_target)
         if decision:
             return decision
     search = _Search(address, policy, today, sender, explain=explain)
@@ -89,23 +89,20 @@ class _Search:
     by_sender: bool = False  # another sender may be told something else
     levels: list[Level] = field(default_factory=list)
 
-    def run(
-        self, lookup: Lookup, said: Sequence[Sequence[Answer]], *, is_target: bool
-    ) -> Decision:
+    def run(self, lookup: Lookup, said: Sequence[Answer], *, is_target: bool) -> Decision:
         """Expand level by level, and draw the verdict.
 
         Args:
             lookup: asked for each level.
-            said: the answers for the first levels, where they have been asked for already.
+            said: the answers for the first one, where it was asked for them already.
             is_target: see `resolve`.
         """
-        known = iter(said)
         frontier = [Hop(self.address, self.address, is_target=is_target)]
         for _ in range(MAX_DEPTH + 1):
             if len(self.outcomes) + len(frontier) > MAX_ADDRESSES:
                 return self.refuse(Reason.TOO_WIDE)
             asked = [hop.carried for hop in frontier]
-            answers = next(known, None) or lookup(asked)
+            answers, said = said or lookup(asked), ()
             self.levels.append((asked, answers))
             frontier = self.expand_level(frontier, answers)
             if self.read > MAX_TEXT:

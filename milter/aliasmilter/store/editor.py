@@ -31,7 +31,7 @@ from aliasmilter.redisurl import Endpoint, Kind, Target
 from aliasmilter.routing.lookup import Unavailable
 from aliasmilter.store.audit import MAX_ENTRIES, Change, Subject
 from aliasmilter.store.schema import AUDIT_KEY, alias_key, block_key, domain_key, staged_key
-from aliasmilter.store.snapshot import Snapshot
+from aliasmilter.store.snapshot import Snapshot, octets
 
 DIRECT = 10_000  # fields that one transaction writes; about 50 ms
 _BATCH = 1000
@@ -175,7 +175,7 @@ def _content(change: Change, snapshot: Snapshot) -> Collection[tuple[str, bytes]
 
 def _words(item: tuple[str, bytes] | bytes) -> tuple[bytes, ...]:
     """A piece of content as HSET or SADD take it."""
-    return (item,) if isinstance(item, bytes) else (_octets(item[0]), item[1])
+    return (item,) if isinstance(item, bytes) else (octets(item[0]), item[1])
 
 
 class Editor:
@@ -354,9 +354,9 @@ class Editor:
             if change.after is not None:
                 self._pipeline.sadd(change.key, change.after)
         elif change.after is None:
-            self._pipeline.hdel(change.key, _octets(change.name))
+            self._pipeline.hdel(change.key, octets(change.name))
         else:
-            self._pipeline.hset(change.key, _octets(change.name), change.after)
+            self._pipeline.hset(change.key, octets(change.name), change.after)
         self._pipeline.execute_command(*self._entry(change))
 
     def _write_details(self, changes: Iterable[Change]) -> None:
@@ -377,7 +377,7 @@ class Editor:
             raise Unavailable(f"Redis: {error}{doubt}") from error
 
     def _entry(self, change: Change) -> tuple[str | int | bytes, ...]:
-        fields: list[str | bytes] = ["address", _octets(change.address)]
+        fields: list[str | bytes] = ["address", octets(change.address)]
         if change.before is not None:
             fields += ["before", change.before]
         if change.after is not None:
@@ -387,11 +387,6 @@ class Editor:
     def _entry_fields(self, *fields: str | bytes) -> tuple[str | int | bytes, ...]:
         limit = ("MAXLEN", "~", MAX_ENTRIES)
         return ("XADD", AUDIT_KEY, *limit, "*", *self._signature, *fields)
-
-
-def _octets(text: str) -> bytes:
-    """A name as Redis has it; what is no UTF-8 in it comes with surrogate escapes."""
-    return text.encode("utf-8", "surrogateescape")
 
 
 def _batches(items: Iterable[_T]) -> Iterator[list[_T]]:

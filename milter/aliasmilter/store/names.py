@@ -31,18 +31,18 @@ class Names:
         """Add them."""
         bits, mask = self._bits, self._mask
         for name in names:
-            # Python's hash of octets is keyed by chance: nobody can guess what looks alike.
-            digest = hash(name)
-            step = digest >> 32 | 1
-            for number in (digest, digest + step, digest + 2 * step):
+            for number in _numbers(name):
                 bits[(number & mask) >> 3] |= 1 << (number & 7)
 
     def may_hold(self, name: bytes) -> bool:
         """False: it was not added. True: most likely it was."""
         bits, mask = self._bits, self._mask
-        digest = hash(name)
-        step = digest >> 32 | 1
-        for number in (digest, digest + step, digest + 2 * step):
-            if not bits[(number & mask) >> 3] & 1 << (number & 7):
-                return False
-        return True
+        return all(bits[(number & mask) >> 3] & 1 << (number & 7) for number in _numbers(name))
+
+
+def _numbers(name: bytes) -> tuple[int, int, int]:
+    """What tells the bits of a name."""
+    # Python's hash of octets is keyed by chance: nobody can guess what looks alike.
+    digest = hash(name)
+    step = digest >> 32 | 1
+    return digest, digest + step, digest + 2 * step

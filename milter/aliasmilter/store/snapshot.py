@@ -14,7 +14,7 @@ from aliasmilter.routing.lookup import (
 from aliasmilter.store.connect import connect
 from aliasmilter.store.deadline import Deadline, GarbledError
 from aliasmilter.store.link import Command, Reply, check
-from aliasmilter.store.questions import pairs, unreadable
+from aliasmilter.store.questions import NO_ANSWER, pairs, unreadable
 from aliasmilter.store.schema import (
     ALIAS_PREFIX,
     BLOCK_PREFIX,
@@ -32,7 +32,7 @@ _BATCH = 1000
 class Snapshot:
     """What Redis held when it was read.
 
-    Names that are no UTF-8 have surrogate escapes, so that nothing is lost of them.
+    Names that are no UTF-8 have surrogate escapes, so that nothing is lost of them: see `octets`.
 
     Attributes:
         settings: domain -> hash of its settings.
@@ -157,8 +157,13 @@ def _scan(name: str, key: bytes, cursor: bytes = b"0") -> Command:
 def page(reply: Reply) -> tuple[bytes, list[bytes]]:
     """A reply to SCAN, HSCAN or SSCAN: where it goes on, and what was there."""
     if not isinstance(check(reply), list) or len(reply) != 2 or not isinstance(reply[1], list):
-        raise GarbledError("Redis: an answer to another question")
+        raise GarbledError(NO_ANSWER)
     return reply[0], reply[1]
+
+
+def octets(name: str) -> bytes:
+    """A name of a snapshot, or a key made of one, as Redis has it."""
+    return name.encode("utf-8", "surrogateescape")
 
 
 def _domain(key: bytes, prefix: str) -> str:

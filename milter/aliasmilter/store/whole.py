@@ -27,6 +27,7 @@ RULES_A_LOOKUP = 64  # to read a rule with all others takes a 64th of a lookup
 _FIRST_PAGE = 16  # rules, each of which may have 64 KB
 _PAGE = 1000  # rules at most: a page keeps the server for less than a millisecond
 _PAGE_OCTETS = 2**18  # that a page should have
+_STAR = CATCH_ALL.encode()  # in patterns, too
 _MAX_DOMAINS = 10_000
 _OF_DOMAIN = 1000  # octets that a domain takes beside its rules; measured
 _OF_RULE = 150  # octets that a rule takes beside its name and text; measured
@@ -160,7 +161,7 @@ def _read_rules(
         if names:
             # That one of these expires makes nothing wrong: what is not there is still not there.
             names.update(fields)
-            fields = {name: text for name, text in fields.items() if CATCH_ALL.encode() in name}
+            fields = {name: text for name, text in fields.items() if _STAR in name}
         octets += sum(len(name) + len(text) + _OF_RULE for name, text in fields.items())
         ends = ask(about_lifetimes(key, [*fields], lifetimes))
         if octets > MAX_OCTETS or not all(map(lasts, ends)):

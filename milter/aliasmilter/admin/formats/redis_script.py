@@ -19,7 +19,7 @@ from aliasmilter.store.schema import (
     block_key,
     domain_key,
 )
-from aliasmilter.store.snapshot import Snapshot
+from aliasmilter.store.snapshot import Snapshot, octets
 
 _WORD = re.compile(
     rb"""\s*(?:"((?:[^"\\]|\\.)*)"|'((?:[^'\\]|\\.)*)'|([^\s"']+))(?=\s|$)""", re.DOTALL
@@ -97,7 +97,7 @@ def quote(word: bytes) -> str:
 
 
 def _quoted(name: str) -> str:
-    return quote(name.encode("utf-8", "surrogateescape"))
+    return quote(octets(name))
 
 
 def _escaped(match: re.Match[str]) -> str:
