@@ -8,13 +8,13 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Any
 
 import structlog
 
 from aliasmilter.routing.lookup import Unavailable
 from aliasmilter.store.link import Command
+from aliasmilter.store.threads import started
 
 MAX_WAITING = 10_000  # entries
 _BATCH = 200  # entries written at once
@@ -65,13 +65,7 @@ class Journal:
 
     def _begin(self) -> None:
         with self._start:
-            if self._thread is not None:
-                return
-            thread = threading.Thread(target=self._run, name="journal", daemon=True)
-            # The system may have no thread left: the next entry tries again.
-            with suppress(RuntimeError):
-                thread.start()
-                self._thread = thread
+            self._thread = self._thread or started(self._run, "journal")
 
     def _run(self) -> None:
         while True:

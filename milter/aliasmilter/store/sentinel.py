@@ -8,7 +8,6 @@ every second: there are faults after which the former master, and the way to it,
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 
 from aliasmilter import log
 from aliasmilter.redisurl import Endpoint
@@ -16,6 +15,7 @@ from aliasmilter.routing.lookup import Unavailable
 from aliasmilter.store.deadline import BrokenLinkError, Deadline, GarbledError
 from aliasmilter.store.link import Command, Door, Link, Reply, check, dial
 from aliasmilter.store.servers import Pool, Single
+from aliasmilter.store.threads import started
 
 ASK_EVERY = 1.0  # seconds
 SLOW = 0.1  # seconds; who takes longer to let us in may have missed an election
@@ -164,13 +164,7 @@ class Master(Single):
 
     def _start(self) -> None:
         with self._starting:
-            if self._watch is not None:
-                return
-            watch = threading.Thread(target=self._run, name="sentinel-watch", daemon=True)
-            # The system may have no thread left: the next lookup tries again.
-            with suppress(RuntimeError):
-                watch.start()
-                self._watch = watch
+            self._watch = self._watch or started(self._run, "sentinel-watch")
 
     def _run(self) -> None:
         """Ask again and again, and leave a master that is none any more."""

@@ -48,6 +48,7 @@ from aliasmilter.store.memory import Memory
 from aliasmilter.store.questions import Asked, Lifetimes
 from aliasmilter.store.schema import ALIAS_PREFIX, BLOCK_PREFIX, DOMAIN_PREFIX, domain_key
 from aliasmilter.store.servers import Single
+from aliasmilter.store.threads import started
 from aliasmilter.store.whole import Demand, Whole, read_whole
 
 BUSY = 300.0  # lookups a second
@@ -259,13 +260,8 @@ class Tracking:
         self._unguard()
 
     def _start(self) -> None:
-        if self._ended.is_set():
-            return
-        thread = threading.Thread(target=self._run, name="tracking", daemon=True)
-        # The system may have no thread left: the next lookup tries again.
-        with suppress(RuntimeError):
-            thread.start()
-            self._thread = thread
+        if not self._ended.is_set():
+            self._thread = started(self._run, "tracking")
 
     # Whole domains: nobody waits for them. One is read at a time.
 
@@ -273,13 +269,10 @@ class Tracking:
         if self._reading is not None or self._link is None:
             return
         work = (domain, self._link.origin, self._lifetimes, self._demand.affords(domain))
-        thread = threading.Thread(target=self._read_whole, args=work, name="reading", daemon=True)
-        try:
-            thread.start()
-        except RuntimeError:  # the system has no thread left: nobody's mail depends on this one
+        if started(self._read_whole, "reading", *work):
+            self._reading, self._spoiled = domain, False
+        else:
             self._demand.served(domain)
-            return
-        self._reading, self._spoiled = domain, False
 
     def _read_whole(self, domain: str, origin: str, lifetimes: Lifetimes, most: int) -> None:
         def ask(commands: Sequence[Command]) -> list[Reply]:
