@@ -14,7 +14,7 @@ import pytest
 from aliasmilter import metrics
 from aliasmilter.forwarding.arc import Unsealed
 from aliasmilter.mail.replies import REPLIES, Reason
-from aliasmilter.mta import measures, server
+from aliasmilter.mta import measures, worker
 
 PROMETHEUS_NAME = re.compile(r"[a-z][a-z_]*[a-z]")
 
@@ -44,7 +44,7 @@ def test_while_off_the_library_is_not_imported_and_counting_does_nothing() -> No
 
 
 def test_every_role_of_a_process_has_its_series() -> None:
-    assert [role.value for role in server.Role] == list(metrics.ROLES)
+    assert [role.value for role in worker.Role] == list(metrics.ROLES)
 
 
 def test_names_are_those_that_prometheus_asks_for() -> None:

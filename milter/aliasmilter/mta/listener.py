@@ -67,7 +67,7 @@ class Listener:
         The descriptor stands for another socket from now on, to which nobody will connect:
         libmilter, which may be polling it, finds nothing to accept. (To close it would be an
         error there, and a connection taken at that moment would be cut.) While it is polling it
-        holds the former one all the same; see `_leave` in server.py.
+        holds the former one all the same; see `_leave` in worker.py.
         """
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as nobodys:
             nobodys.bind("")  # Linux gives it a name of its own, unix(7): autobind

@@ -2,58 +2,29 @@
 
 The supervisor opens the socket, forks the workers, replaces one that dies, and stops them all.
 It has no threads, so that forking is safe, and waits for signals in one place.
-
-A worker leaves when it is told to, or when its supervisor is gone: it takes no further
-connections, lets those it has come to their end (LEAVE), or at least the messages that are coming
-in (FINISH), and ends; after `[milter] drain` seconds in any case.
+What the workers do, and how they leave, is in `worker`.
 """
 
 import gc
 import itertools
 import os
 import signal
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from enum import Enum
 from pathlib import Path
-
-import Milter
 
 from aliasmilter import log, metrics
 from aliasmilter.config import Config, ConfigError
-from aliasmilter.mta import monitor, socketmap
-from aliasmilter.mta.activity import Activity
-from aliasmilter.mta.assembly import Loaded, load, make_decider, make_service
-from aliasmilter.mta.filter import register
-from aliasmilter.mta.listener import BACKLOG, Listener
+from aliasmilter.mta.assembly import Loaded, load
+from aliasmilter.mta.listener import Listener
 from aliasmilter.mta.manager import Status, Watchdog, notify
-from aliasmilter.mta.service import Service
-from aliasmilter.store.redis import AliasStore
+from aliasmilter.mta.worker import FINISH, LEAVE, WORK, Role, heartbeat
 
 KILL_AFTER = 10.0  # seconds that a worker may take beyond [milter] drain to end
 RESPAWN_DELAY = 1.0  # seconds, after a worker that died as soon as it was born, or never was
-# libmilter waits for the rest of a command in a thread that others may need. In between commands
-# a session may be silent for as long as its client is.
-COMMAND_TIMEOUT = 10  # seconds
-COUNTING = 1.0  # seconds that what was counted last may take to be written
-SETTLE = 0.25  # seconds for an answer to be sent, and for a new connection to be negotiated
-
-LEAVE, FINISH = signal.SIGUSR1, signal.SIGUSR2
-WAKE = signal.SIGURG  # which nobody sends: it only ends the system call that a thread is in
-_ENDS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, LEAVE, FINISH}
-_heartbeat = monitor.Heartbeat()  # of the supervisor; its children inherit the memory
 _SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, signal.SIGALRM}
-
-
-class Role(Enum):
-    """What a worker serves."""
-
-    MILTER = "milter"
-    SOCKETMAP = "socketmap"
-    METRICS = "metrics"
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +179,7 @@ class Supervisor:
 
     def _report(self) -> None:
         """Say how we are: to the service manager, and to monitoring."""
-        _heartbeat.beat()
+        heartbeat.beat()
         serving = Counter(w.role for w in (*self.workers.values(), *self._outdated.values()))
         for role in Role:
             metrics.workers.set(serving[role], role.value)
@@ -230,7 +201,7 @@ class Supervisor:
                     # Who takes a while to leave must not keep the sockets of the others.
                     listener.close()
             _stay_on(worker.core)
-            _WORK[worker.role](self.loaded, self.listeners[worker.role], self._lifeline[0])
+            WORK[worker.role](self.loaded, self.listeners[worker.role], self._lifeline[0])
         except BaseException:  # noqa: BLE001  # the child must not run on in the supervisor's code
             log.get().exception("worker failed", pid=os.getpid())
             os._exit(1)
@@ -319,91 +290,6 @@ def _ended() -> Iterator[tuple[int, int]]:
         yield pid, status
 
 
-def serve_milter(loaded: Loaded, listener: Listener, lifeline: int) -> None:
-    """Be a milter worker, until told to leave.
-
-    The caller has SIGTERM, SIGINT and SIGHUP blocked, and so has every thread started here:
-    libmilter waits for them in a thread of its own, and a thread that took one would kill us.
-    """
-    activity, drain = Activity(), loaded.config.milter.drain
-    _watch(lifeline)
-    store = AliasStore(
-        loaded.config.store.url, loaded.config.store.timeout, cached=loaded.config.store.cache
-    )
-    threading.Thread(target=store.learn, daemon=True).start()
-    service = make_service(loaded, store)
-    signal.signal(WAKE, lambda *_: None)
-    leaving = (activity, listener, drain, service)
-    threading.Thread(target=_leave, args=leaving, daemon=True).start()
-    register(service, activity)
-    Milter.setbacklog(BACKLOG)
-    Milter.settimeout(COMMAND_TIMEOUT)
-    # Debian's libmilter takes over a descriptor; others call this an unknown protocol.
-    Milter.setconn(f"fd:{listener.descriptor}")
-    Milter.opensocket(False)
-    Milter.main()
-    # Somebody else than the supervisor has sent SIGTERM. libmilter waits five seconds at most; a
-    # message that is being decided may take longer.
-    if not activity.wait_until(lambda now: not now.callbacks, drain):
-        log.get().error("worker stops with callbacks unfinished", pid=os.getpid())
-
-
-def _leave(activity: Activity, listener: Listener, drain: float, service: Service) -> None:
-    """Wait to be told to leave, then let what has begun come to its end, and end the process."""
-    told = signal.sigwait({LEAVE, FINISH})
-    listener.stop_accepting()
-    # libmilter's poll() holds the socket that it was called with, and looks again after five
-    # seconds: until then whoever connects would wait for nobody.
-    signal.pthread_kill(threading.main_thread().ident or 0, WAKE)
-    deadline = time.monotonic() + drain
-    quiet = 0
-    while quiet < 2 and time.monotonic() < deadline:
-        again = signal.sigtimedwait({LEAVE, FINISH}, SETTLE)
-        # Only what was sent: see _next_signal.
-        told = FINISH if again and again.si_signo == FINISH else told
-        busy = activity.transactions if told == FINISH else activity.sessions
-        quiet = 0 if busy else quiet + 1
-    if activity.transactions:
-        left = activity.transactions
-        log.get().error("worker leaves messages unfinished", pid=os.getpid(), transactions=left)
-    if service.journal:
-        service.journal.written(COUNTING)
-    # Not by way of libmilter, which looks every five seconds whether it is to stop.
-    os._exit(0)
-
-
-def serve_maps(loaded: Loaded, listener: Listener, lifeline: int) -> None:
-    """Be the socketmap worker, until told to leave; its clients connect again by themselves."""
-    _watch(lifeline)
-    store = AliasStore(loaded.config.store.url, loaded.config.store.timeout)
-    threading.Thread(target=store.learn, daemon=True).start()
-    # "Not found" makes the MTA refuse for good, so it has to be true now.
-    maps = socketmap.Maps(make_decider(loaded, store.lookups_now))
-    server = socketmap.Server(listener.socket, maps)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    signal.sigwait(_ENDS)
-    server.shutdown()
-
-
-def serve_metrics(loaded: Loaded, listener: Listener, lifeline: int) -> None:
-    """Be the process that monitoring asks, until told to leave."""
-    _watch(lifeline)
-    config = loaded.config
-    store = AliasStore(config.store.url, config.store.timeout)
-    pages = monitor.Monitor(_heartbeat, config.milter.socket, store.ping)
-    server = monitor.Server(listener.socket, pages)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    signal.sigwait(_ENDS)
-    server.shutdown()
-
-
-_WORK: dict[Role, Callable[[Loaded, Listener, int], None]] = {
-    Role.MILTER: serve_milter,
-    Role.SOCKETMAP: serve_maps,
-    Role.METRICS: serve_metrics,
-}
-
-
 def _next_signal(seconds: float) -> int:
     """The next signal; SIGALRM when none came for so long.
 
@@ -412,13 +298,3 @@ def _next_signal(seconds: float) -> int:
     """
     signal.setitimer(signal.ITIMER_REAL, seconds)
     return signal.sigwait(_SIGNALS)
-
-
-def _watch(lifeline: int) -> None:
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
-    threading.Thread(target=_end_with_supervisor, args=(lifeline,), daemon=True).start()
-
-
-def _end_with_supervisor(lifeline: int) -> None:
-    os.read(lifeline, 1)  # returns when the supervisor's end is closed, however it ended
-    os.kill(os.getpid(), FINISH)
