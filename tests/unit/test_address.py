@@ -103,7 +103,7 @@ def test_case_and_unicode_form_do_not_tell_two_people_apart() -> None:
     assert parse_address("j\u00f6@x.example").key == parse_address("jo\u0308@x.example").key
 
 
-@pytest.mark.parametrize("text", ["bob", '"bob"', '"b@b"', "", "."])
+@pytest.mark.parametrize("text", ["bob", '"bob"', '"b@b"', '"b@b"xa.example', "", "."])
 def test_what_has_no_domain_is_said_to_have_none(text: str) -> None:
     with pytest.raises(AddressError, match="no domain"):
         parse_address(text)

@@ -170,7 +170,7 @@ def parse_address(text: str, *, any_dots: bool = False) -> Address:
     if common and len(text) <= MAX_DOMAIN_OCTETS:
         return Address(common[1], common[2].lower())
     local, at, domain = _split(text)
-    if not at or "@" not in text:
+    if at != "@":
         raise AddressError("no domain")
     return Address(_parse_local(local, any_dots=any_dots), parse_domain(domain))
 
