@@ -50,6 +50,21 @@ def test_a_domain_forwards_under_its_own_srs_domain(ruled: Lab) -> None:
     ruled.world.wait_for("alice@bank.example")
 
 
+def test_a_bounce_of_mail_that_two_domains_of_ours_have_forwarded_finds_its_way_back(
+    ruled: Lab,
+) -> None:
+    """The SRS domain of each is a managed one, as it should be."""
+    ruled.rules("HSET domain:example.com srs_domain example.com")
+    assert ruled.send("alice@bank.example", "out@example.com").accepted
+    (once,) = ruled.world.wait_for("me@gmail.example")
+    assert ruled.send(once.sender, "out@example.net").accepted
+    (_, twice) = ruled.world.wait_for("me@gmail.example", count=2)
+    assert twice.sender.startswith("SRS1=")
+    assert twice.sender.endswith("@example.net")
+    assert ruled.send("", twice.sender).accepted
+    ruled.world.wait_for("alice@bank.example")
+
+
 def test_the_null_sender_stays_null(ruled: Lab) -> None:
     assert ruled.send("", "out@example.com").accepted
     (got,) = ruled.world.wait_for("me@gmail.example")

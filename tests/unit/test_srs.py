@@ -84,6 +84,16 @@ def test_srs_addresses_of_others_become_srs1_and_ours_stay() -> None:
     assert rewriter().forward(made, HOME) == made
 
 
+def test_what_was_forwarded_under_two_domains_of_ours_is_undone_as_a_whole() -> None:
+    alice = parse_address("alice@bank.example")
+    twice = rewriter().forward(rewriter().forward(alice, HOME), "own.example")
+    assert twice.local.startswith("SRS1=")
+    assert rewriter().reverse(twice) == alice
+    with pytest.raises(SRSError) as refused:
+        rewriter(now=NOW + 22 * DAY).reverse(twice)
+    assert refused.value.reason is Reason.SRS_EXPIRED
+
+
 @pytest.mark.parametrize("separator", ["=", "+", "-"])
 def test_an_old_srs1_address_without_a_hash_keeps_its_host(separator: str) -> None:
     inner = f"{separator}abcd=EF=bank.example=alice"

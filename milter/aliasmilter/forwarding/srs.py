@@ -105,9 +105,24 @@ class Rewriter:
     def reverse(self, address: Address) -> Address:
         """The address that an SRS address was made of.
 
+        What was forwarded twice, under two domains of ours, is an SRS1 of an SRS0 that is ours as
+        well: both are undone. An SRS0 within that was made elsewhere stays.
+
         Raises:
             SRSError: forged, expired, or not in the form of SRS.
         """
+        original = self._undo(address)
+        if not looks_like_srs(original):
+            return original
+        try:
+            return self._undo(original)
+        except SRSError as error:
+            if error.reason is Reason.SRS_EXPIRED:
+                raise
+            return original
+
+    def _undo(self, address: Address) -> Address:
+        """One step back."""
         if len(address.local.encode()) > MAX_REVERSE_OCTETS:
             raise SRSError(Reason.SRS_FORGED, "too long")
         try:
