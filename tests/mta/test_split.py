@@ -151,6 +151,22 @@ def test_a_hold_never_holds_anybody_elses_copy(
     assert len(lab.world.deliveries) == len(others) + 1
 
 
+def test_what_is_held_and_stays_is_not_held_under_the_sender_of_what_is_held_and_leaves(
+    make_lab: Callable[..., Lab],
+) -> None:
+    """Only the MTA's own transaction can be held, and it has one sender."""
+    lab = make_lab({"quarantine": {"action": "hold"}}, reinject=True)
+    lab.rules(*RULES, "HSET alias:example.net * you@gmail.example")
+    outcome = lab.send(ALICE, "bob@example.com", "guess@example.com", "guess@example.net")
+    assert [reply.ok for reply in outcome.rcpts] == [True, True, False]
+    assert str(outcome.rcpts[2]).startswith("452 4.5.3")
+    assert lab.send(ALICE, "guess@example.net").accepted
+    lab.world.wait_for("bob@example.com")
+    found = [entry for entry in lab.mta.queue() if entry.queue == "hold"]
+    held = {entry.recipients: entry.sender[:5] for entry in found}
+    assert held == {("guess@example.com",): "alice", ("you@gmail.example",): "SRS0="}
+
+
 def test_a_discarded_recipient_costs_the_others_nothing(split: Lab) -> None:
     split.rules("HSET alias:example.com drop discard")
     assert split.send(ALICE, "drop@example.com", "bob@example.com", "out@example.com").accepted

@@ -27,7 +27,7 @@ from aliasmilter.mta.transaction import Client, Connection, Transaction, Verdict
 from aliasmilter.mta.vendors import vendors_of
 from aliasmilter.routing.decision import Decision, Final
 from aliasmilter.routing.lookup import Unavailable
-from aliasmilter.routing.plan import Recipient, handling_of, handlings_of
+from aliasmilter.routing.plan import Recipient, handling_of, handlings_of, held_apart
 
 # RFC 3461 section 4: the two parameters of RCPT that belong to the recipient. Sendmail drops
 # the whole message over one that it does not know.
@@ -291,10 +291,13 @@ class Session:
         handling = handling_of(decision)
         if handling is None:
             return False
-        local = self._connection.client.is_local_submission
-        if handling.strict != mail.handling.strict and not local:
+        if self._connection.client.is_local_submission:
+            return False
+        if handling.strict != mail.handling.strict:
             return True  # it may be refused at the end, and nobody else with it
-        return handling != mail.handling and not local and not self._service.reinjector
+        if self._service.reinjector:
+            return held_apart(handlings_of(decision), mail.handlings)
+        return handling != mail.handling
 
     def _left_to_the_mta(self, decision: Decision) -> Decision:
         """Mail handed in on this host: what we would refuse for now waits as a whole."""

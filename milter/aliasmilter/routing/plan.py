@@ -6,7 +6,7 @@ MTA's own transaction carries the first, and the others are submitted anew. Wher
 possible, `merge` makes one of all.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from aliasmilter.mail.address import Address
@@ -108,6 +108,16 @@ def handling_of(decision: Decision) -> Handling | None:
     whole = _handling(decision, decision.finals)
     # The header of a quarantined copy is no reason to part it from others in one transaction.
     return replace(whole, quarantined=False) if whole.quarantined else whole
+
+
+def held_apart(handlings: Collection[Handling], others: Collection[Handling]) -> bool:
+    """Whether what is held of these needs another transaction than what is held of the others.
+
+    A milter holds in the MTA's own transaction alone, and that has one sender.
+    """
+    held = {handling for handling in handlings if handling.held}
+    others_held = {handling for handling in others if handling.held}
+    return bool(held and others_held) and held != others_held
 
 
 def merge(recipients: Sequence[Recipient]) -> tuple[Envelope, ...]:
