@@ -267,6 +267,26 @@ def test_a_retry_after_a_partial_success_reaches_everybody_once(
     assert "<me@gmail.example> by an earlier try" in line_of(behind, again.queue_id)
 
 
+@pytest.mark.parametrize(
+    ("first", "again"),
+    [
+        (THREE, "out@example.com"),
+        (("guess@example.com", "bob@example.com", "out@example.net"), "bob@example.com"),
+        (("bob@example.com", "guess@example.com", "out@example.net"), "guess@example.com"),
+    ],
+)
+def test_who_comes_again_alone_after_a_partial_success_is_served_once(
+    behind: Lab, obstacle: Obstacle, first: tuple[str, ...], again: str
+) -> None:
+    obstacle.refusals["<you@gmail.example>"] = "451 4.3.0 not now"
+    content = message()
+    assert str(behind.send(ALICE, *first, content=content).data).startswith("451 4.3.0")
+    assert behind.send(ALICE, again, content=content).accepted
+    people = {"out@example.com": "me@gmail.example", "guess@example.com": "quarantine@example.net"}
+    person = people.get(again, again)
+    assert [who for who, _ in got(behind)].count(person) == 1
+
+
 def test_a_client_that_did_not_hear_the_answer_gets_nobody_a_second_forwarded_copy(
     split: Lab,
 ) -> None:

@@ -128,7 +128,7 @@ class Completion:
             # It could not be handed over, today or tomorrow: no 4xx for what a sender can cause.
             return self._refused(Reason.SENDER_MALFORMED)
         reinjector = self.service.reinjector
-        if reinjector and (others or own.handling.leaves):
+        if reinjector and (others or not own.handling.is_ordinary):
             try:
                 own = self._submit(reinjector, own, others, message, results)
             except ReinjectError as error:

@@ -161,8 +161,8 @@ class Session:
         handlings, service = self._mail.handlings, self._service
         if self._mail.oversized:
             return False
-        if service.reinjector and len(handlings) > 1:
-            return True
+        if service.reinjector and not all(h.is_ordinary for h in handlings):
+            return True  # a retry, of a part even, is recognised by it
         if service.vendors and any(vendors_of(self._mail.recipients)):
             return True
         return service.outbound is not None and any(h.leaves for h in handlings)

@@ -57,6 +57,11 @@ class Handling:
     quarantined: bool = False
     strict: str = ""
 
+    @property
+    def is_ordinary(self) -> bool:
+        """Whether the MTA does all of it by itself."""
+        return self == _ORDINARY
+
 
 _ORDINARY = Handling()
 
@@ -138,7 +143,9 @@ def partition(recipients: Sequence[Recipient]) -> tuple[Envelope, ...]:
     """An envelope for each handling, one for all that is held; none when nobody gets the mail.
 
     The first is for the MTA's own transaction: the one that is held, since only there a milter can
-    hold; else one that stays.
+    hold; else one that stays, the ordinary one before all. Of the others the ordinary one is the
+    last, so that none fails after it: who comes again alone, in an ordinary transaction, is not
+    looked up among those that were served.
     """
     placed = _placed(recipients)
     held = [handling for handling, _ in placed if handling.held]
@@ -148,7 +155,15 @@ def partition(recipients: Sequence[Recipient]) -> tuple[Envelope, ...]:
         whole = (strictest or held[0]) if handling.held else handling
         groups.setdefault(whole, []).append(delivery)
     envelopes = [Envelope(handling, tuple(group)) for handling, group in groups.items()]
-    return tuple(sorted(envelopes, key=lambda e: (not e.handling.held, e.handling.leaves)))
+    envelopes.sort(key=_rank)
+    own, others = envelopes[:1], envelopes[1:]
+    return (*own, *sorted(others, key=lambda e: e.handling.is_ordinary))
+
+
+def _rank(envelope: Envelope) -> tuple[bool, bool, bool]:
+    """The lowest is for the MTA's own transaction."""
+    handling = envelope.handling
+    return not handling.held, handling.leaves, not handling.is_ordinary
 
 
 def recipient_edits(envelope: Envelope, recipients: Sequence[Recipient]) -> RecipientEdits:
