@@ -26,6 +26,24 @@ def test_an_address_without_a_domain_is_one_of_the_domain_that_postfix_adds(
     assert len(lab.world.deliveries) == 2
 
 
+@pytest.mark.parametrize(
+    ("rule", "reached"),
+    [
+        ("postmaster bob@example.com", "bob@example.com"),
+        ("postmaster disabled", "postmaster@example.com"),
+        ("* quarantine", "postmaster@example.com"),
+    ],
+)
+def test_a_bare_postmaster_goes_where_his_own_rule_says_and_is_never_refused(
+    make_lab: Callable[..., Lab], rule: str, reached: str
+) -> None:
+    lab = make_lab(main={"myorigin": "example.com"})
+    lab.rules(*RULES, f"HSET alias:example.com {rule}")
+    assert lab.send("alice@bank.example", "<Postmaster>").accepted
+    lab.settle()
+    assert [delivery.recipient.lower() for delivery in lab.world.deliveries] == [reached]
+
+
 @pytest.mark.parametrize("sender", ["<ceo%example.com>", "<ceo@example.com.>", "<ceo>"])
 def test_a_login_sends_as_nobody_else_by_another_spelling(
     make_lab: Callable[..., Lab], sender: str

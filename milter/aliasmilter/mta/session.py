@@ -220,7 +220,7 @@ class Session:
             if objection := self._objection():
                 return objection
             decision = self._service.decider.decide(address, self._mail.sender)
-            if decision.reason is Reason.UNMANAGED and not is_postmaster(address):
+            if decision.reason is Reason.UNMANAGED:
                 decision = self._read(decision, resolved)
             decision = self._watched(decision)
             if decision.reason is Reason.SRS_REVERSED and self._is_too_much(decision.address):
@@ -233,7 +233,7 @@ class Session:
         """The decision for what the MTA takes the recipient for: rules cannot be gone round."""
         for address in readings(decision.address, resolved()):
             other = self._service.decider.decide(address, self._mail.sender)
-            if other.reason is not Reason.UNMANAGED:
+            if other.reason is not Reason.UNMANAGED and not _must_be_taken(decision, other):
                 return other
         return decision
 
@@ -327,6 +327,12 @@ class Session:
             client=self._connection.client.ip or "local",
             **fields,
         )
+
+
+def _must_be_taken(decision: Decision, read: Decision) -> bool:
+    """Whether it is `<postmaster>`, and no rule of its own says where that goes."""
+    refused = read.reply is not None and not read.reply.is_temporary
+    return is_postmaster(decision.address) and (refused or read.reason in _MISSES)
 
 
 def _dsn_parameters(parameters: Sequence[bytes]) -> str:
