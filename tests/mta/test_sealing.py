@@ -159,6 +159,23 @@ def test_dmarc_fail_reject_refuses_a_spoof_and_lets_the_genuine_pass(
     lab.world.wait_for("alice@bank.example")
 
 
+def test_dmarc_fail_reject_costs_nobody_the_mail_who_would_have_kept_it(
+    make_lab: Callable[..., Lab], dns: DnsServer
+) -> None:
+    """At the end of a message a refusal is for all of its recipients."""
+    authentication = {"authentication": {"dmarc_fail": "reject"}}
+    lab = start_sealing(make_lab, dns, authentication, reinject=True)
+    lab.rules(*RULES)
+    spoofer = {"ADDR": "198.51.100.1", "NAME": "evil.example"}
+    spoof = lab.send("list@evil.example", "bob@example.com", "out@example.com", xclient=spoofer,
+                     content=message())  # fmt: skip
+    assert str(spoof.rcpts[1]).startswith("452 4.5.3")
+    assert spoof.accepted
+    lab.world.wait_for("bob@example.com")
+    again = lab.send("list@evil.example", "out@example.com", xclient=spoofer, content=message())
+    assert str(again.data).startswith("550 5.7.1")
+
+
 def test_dns_that_is_silent_costs_a_temperror_and_no_mail(
     make_lab: Callable[..., Lab], dns: DnsServer
 ) -> None:

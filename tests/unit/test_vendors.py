@@ -23,6 +23,7 @@ RULES = {
         "chain": "shop@example.com",
         "list": "bob@example.com block=spam.example;eve@bank.example",
         "team": "list@example.com bob@example.com",
+        "carol": "carol@example.com",
     }
 }
 PASS = Results(dkim=(DkimResult(Verdict.PASS, "mail.hub.example"),))
@@ -141,6 +142,16 @@ def test_a_strict_address_has_a_transaction_of_its_own(
         watched.scene.session.mail(b"<alice@bank.example>", [])
         replies = watched.scene.rcpt(first, second, first)
         assert [reply[:9] for reply in replies] == ["", "452 4.5.3", ""]
+
+
+def test_a_mail_program_need_not_part_what_is_never_refused_in_the_end() -> None:
+    """It would show 452 to its user instead of coming again."""
+    listener = Listener()
+    scene = Watched(listener=listener).scene
+    scene.session.mail(b"<bob@example.com>", [], login="bob@example.com")
+    assert scene.rcpt("<carol@example.com>", "<shop@example.com>") == ["", ""]
+    assert scene.end().reply is None
+    assert [list(copy.recipients) for copy in listener.copies] == [["<bob@example.com>"]]
 
 
 @pytest.mark.parametrize(

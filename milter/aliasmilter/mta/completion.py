@@ -25,6 +25,7 @@ from aliasmilter.mta.transaction import (
     Transaction,
     Verdict,
     describe,
+    is_our_own,
 )
 from aliasmilter.mta.vendors import vendors_of
 from aliasmilter.routing.lookup import Unavailable
@@ -116,9 +117,7 @@ class Completion:
 
     @property
     def _is_our_own(self) -> bool:
-        """Whether no host of the sender's domain has handed it to us: our own users."""
-        client = self.connection.client
-        return bool(self.mail.login) or client.ip is None or client.is_local_submission
+        return is_our_own(self.mail, self.connection.client)
 
     def _carry_out(
         self, envelopes: Sequence[Envelope], message: Message, results: Results | None

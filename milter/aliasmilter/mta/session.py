@@ -23,11 +23,17 @@ from aliasmilter.mta import measures
 from aliasmilter.mta.completion import Completion
 from aliasmilter.mta.reinject import mail_parameters
 from aliasmilter.mta.service import Service
-from aliasmilter.mta.transaction import Client, Connection, Transaction, Verdict
+from aliasmilter.mta.transaction import Client, Connection, Transaction, Verdict, is_our_own
 from aliasmilter.mta.vendors import vendors_of
 from aliasmilter.routing.decision import Decision, Final
 from aliasmilter.routing.lookup import Unavailable
-from aliasmilter.routing.plan import Recipient, handling_of, handlings_of, held_apart
+from aliasmilter.routing.plan import (
+    Handling,
+    Recipient,
+    handling_of,
+    handlings_of,
+    held_apart,
+)
 
 # RFC 3461 section 4: the two parameters of RCPT that belong to the recipient. Sendmail drops
 # the whole message over one that it does not know.
@@ -293,11 +299,19 @@ class Session:
             return False
         if self._connection.client.is_local_submission:
             return False
-        if handling.strict != mail.handling.strict:
-            return True  # it may be refused at the end, and nobody else with it
+        if self._may_be_refused_alone(handling, mail.handling):
+            return True
         if self._service.reinjector:
             return held_apart(handlings_of(decision), mail.handlings)
         return handling != mail.handling
+
+    def _may_be_refused_alone(self, one: Handling, other: Handling) -> bool:
+        """Whether the end of the message may refuse one of the two, and with it the other."""
+        if is_our_own(self._mail, self._connection.client):
+            return False
+        outbound = self._service.outbound
+        by_policy = outbound is not None and outbound.refuses_dmarc and one.leaves != other.leaves
+        return by_policy or one.strict != other.strict
 
     def _left_to_the_mta(self, decision: Decision) -> Decision:
         """Mail handed in on this host: what we would refuse for now waits as a whole."""

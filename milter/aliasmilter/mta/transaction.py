@@ -154,6 +154,11 @@ def transport_of(version: str) -> Transport:
     return POSTFIX if version.startswith("Postfix") else SENDMAIL
 
 
+def is_our_own(mail: Transaction, client: Client) -> bool:
+    """Whether no host of the sender's domain has handed it to us: our own users."""
+    return bool(mail.login) or client.ip is None or client.is_local_submission
+
+
 def describe(recipient: Recipient) -> str:
     """A recipient and its verdict, for the log."""
     decision = recipient.decision
