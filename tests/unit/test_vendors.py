@@ -22,6 +22,7 @@ RULES = {
         "two": "bob@example.com vendor=two.example strict",
         "chain": "shop@example.com",
         "list": "bob@example.com block=spam.example;eve@bank.example",
+        "srs0-list": "list@example.com",
         "team": "list@example.com bob@example.com",
         "carol": "carol@example.com",
     }
@@ -171,6 +172,15 @@ def test_a_blocked_sender_is_refused_at_rcpt(sender: str, reply: str) -> None:
     scene.session.mail(f"<{sender}>".encode(), [])
     (answer,) = scene.rcpt("<list@example.com>")
     assert answer[:9] == reply
+
+
+def test_a_rule_blocks_whatever_its_address_looks_like() -> None:
+    scene = Scene(Store(RULES))
+    scene.session.mail(b"<x@spam.example>", [])
+    (answer,) = scene.rcpt("<srs0-list@example.com>")
+    assert answer.startswith("550 5.7.1 This address does not accept mail from you")
+    scene.session.mail(b"<alice@bank.example>", [])
+    assert scene.rcpt("<srs0-list@example.com>") == [""]
 
 
 def test_who_is_blocked_by_one_target_still_reaches_the_others() -> None:

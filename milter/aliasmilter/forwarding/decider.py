@@ -58,13 +58,15 @@ class Decider:
         try:
             original = self.rewriter.reverse(address)
         except SRSError as error:
-            return self._unproven(address, error, explain=explain)
+            return self._unproven(address, sender, error, explain=explain)
         decision = self._resolve(original, sender, is_target=True, explain=explain)
         if decision.reply is None and decision.reason is not Reason.DISCARDED:
             decision = replace(decision, reason=Reason.SRS_REVERSED)
         return replace(decision, address=address)
 
-    def _unproven(self, address: Address, error: SRSError, *, explain: bool) -> Decision:
+    def _unproven(
+        self, address: Address, sender: Address | None, error: SRSError, *, explain: bool
+    ) -> Decision:
         """Forged when it should be ours; somebody else's SRS address is left alone.
 
         Every managed domain counts as ours: what looks like SRS there and has no rule of its
@@ -72,7 +74,7 @@ class Decider:
         """
         if error.reason is Reason.SRS_EXPIRED or address.domain == self.srs_domain:
             return Decision(address, error.reason, problem=str(error))
-        decision = self._resolve(address, None, explain=explain)
+        decision = self._resolve(address, sender, explain=explain)
         if decision.reason in (Reason.UNKNOWN, Reason.CATCH_ALL):
             return Decision(address, error.reason, problem=str(error))
         return decision
