@@ -101,6 +101,8 @@ def test_a_sender_may_have_dots_where_a_recipient_may_not() -> None:
 def test_case_and_unicode_form_do_not_tell_two_people_apart() -> None:
     assert parse_address("BOB@Example.com").key == parse_address("bob@example.COM").key
     assert parse_address("j\u00f6@x.example").key == parse_address("jo\u0308@x.example").key
+    # Unicode composes the small letter with its mark, and not the capital.
+    assert parse_address("\u01f0@x.example").key == parse_address("J\u030c@x.example").key
 
 
 @pytest.mark.parametrize("text", ["bob", '"bob"', '"b@b"', '"b@b"xa.example', "", "."])

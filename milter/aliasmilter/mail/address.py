@@ -153,7 +153,8 @@ def local_key(local: str) -> str:
     """The form of a local part under which rules are found: NFC, lower case."""
     if local.isascii():
         return local.lower()
-    return unicodedata.normalize("NFC", local).lower()
+    # Once more: a letter that is composed in lower case alone (U+01F0) comes in two pieces.
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", local).lower())
 
 
 def parse_address(text: str, *, any_dots: bool = False) -> Address:
