@@ -51,7 +51,9 @@ def test_who_is_named_by_a_route_gets_what_the_rules_say_and_nobody_else(
     assert [delivery.recipient for delivery in ruled.world.deliveries] == [reached]
 
 
-@pytest.mark.parametrize("sender", ["<eve%spam.example>", "<eve@spam.example.>"])
+@pytest.mark.parametrize(
+    "sender", ["<eve%spam.example>", "<eve@spam.example.>", '<""@spam.example>']
+)
 def test_a_blocked_sender_is_blocked_however_it_is_spelt(ruled: Lab, sender: str) -> None:
     assert str(ruled.send(sender, "picky@example.com").rcpt).startswith("550 5.7.1")
     assert ruled.send(sender, "bob@example.com").accepted

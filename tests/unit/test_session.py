@@ -31,6 +31,7 @@ RULES = {
         "dangling": "nobody@example.com",
         "broken": "nonsense",
         "utf8": "j\u00f6rg@gmail.example",
+        "picky": "bob@example.com block=spam.example",
     },
     "catch.example": {"*": "bob@example.com"},
     "catch2.example": {"*": "quarantine"},
@@ -102,6 +103,36 @@ def test_a_malformed_address_is_refused_without_a_lookup() -> None:
     scene.session.mail(ALICE, [])
     scene.rcpt("<a..b@example.com>", "<bob@example.com.>", "<@example.com>")
     assert scene.store.calls == []
+
+
+@pytest.mark.parametrize(
+    ("sender", "resolved"),
+    [
+        (b"<" + b"e" * 257 + b"@spam.example>", ""),
+        (b'<""@spam.example>', '""@spam.example'),
+        (b"<eve;x@Spam.Example.>", "eve;x@Spam.Example."),
+        (b"<\xff@spam.example>", ""),
+        (b"<@spam.example>", "@spam.example"),
+    ],
+)
+def test_a_blocked_domain_is_blocked_though_the_sender_is_no_address(
+    sender: bytes, resolved: str
+) -> None:
+    scene = start()
+    scene.session.mail(sender, [], resolved=lambda: resolved)
+    assert scene.rcpt("<picky@example.com>")[0].startswith("550 5.7.1")
+    assert scene.rcpt("<bob@example.com>") == [""]
+
+
+def test_what_only_looks_like_a_blocked_domain_is_not_taken_for_it() -> None:
+    scene = start()
+    for sender, resolved in (
+        (b"<a(b@spam.example>", "a@mx.example.net"),
+        (b"<x>", ""),
+        (b"<>", ""),
+    ):
+        scene.session.mail(sender, [], resolved=lambda resolved=resolved: resolved)  # type: ignore[misc]
+        assert scene.rcpt("<picky@example.com>") == [""]
 
 
 def test_a_store_that_is_away_is_a_451_and_what_rcpt_decided_holds() -> None:

@@ -115,7 +115,7 @@ def readings(address: Address, seen: str) -> tuple[Address, ...]:
     """
     if "@" in seen:
         found = _reading(seen)
-        return (found,) if found and found.domain != address.domain else ()
+        return (found,) if found and found.key != address.key else ()
     local = address.local.strip("%!@.")
     user, _, domain = local.rpartition("%")
     host, _, name = local.partition("!")
@@ -232,6 +232,16 @@ def parse_domain(text: str) -> str:
     if not _DOMAIN.fullmatch(text) or any(len(label) > 63 for label in text.split(".")):
         raise AddressError("not a domain name")
     return text.lower()
+
+
+def domain_named(text: str) -> str:
+    """The domain of what is no address: what stands after the last @ in it, or "" for none."""
+    _, at, rest = text.rpartition("@")
+    domain = rest.strip(" >").rstrip(".")
+    try:
+        return parse_domain(domain) if at and len(domain) <= MAX_DOMAIN_OCTETS else ""
+    except AddressError:
+        return ""
 
 
 def split_subaddress(local: str, delimiter: str) -> tuple[str, str] | None:

@@ -13,6 +13,7 @@ from aliasmilter.forwarding.arc import POSTFIX, Transport
 from aliasmilter.mail.address import (
     Address,
     AddressError,
+    domain_named,
     is_postmaster,
     is_written_plainly,
     parse_path,
@@ -120,11 +121,14 @@ class Session:
 
     def _read_sender(self, resolved: str) -> None:
         """Take the sender for what the MTA takes it for: under that address the mail goes on."""
-        if "@" not in resolved:
-            return
-        for found in readings(self._mail.sender or _NOBODY, resolved):
-            self._mail.sender = found
-            self._mail.notes.pop("sender_unchanged", None)
+        mail = self._mail
+        if "@" in resolved:
+            for found in readings(mail.sender or _NOBODY, resolved):
+                mail.sender = found
+                mail.notes.pop("sender_unchanged", None)
+        if mail.sender is None:
+            # Too long, `""@`, `a;b@`: an MTA takes it all the same, and a block must hold.
+            mail.sender_domain = domain_named(resolved if "@" in resolved else mail.sender_argument)
 
     @measures.rcpt_seconds.timed
     def rcpt(
@@ -225,7 +229,7 @@ class Session:
         try:
             if objection := self._objection():
                 return objection
-            decision = self._service.decider.decide(address, self._mail.sender)
+            decision = self._service.decider.decide(address, self._mail.origin)
             if decision.reason is Reason.UNMANAGED:
                 decision = self._read(decision, resolved)
             decision = self._watched(decision)
@@ -238,7 +242,7 @@ class Session:
     def _read(self, decision: Decision, resolved: Resolved) -> Decision:
         """The decision for what the MTA takes the recipient for: rules cannot be gone round."""
         for address in readings(decision.address, resolved()):
-            other = self._service.decider.decide(address, self._mail.sender)
+            other = self._service.decider.decide(address, self._mail.origin)
             if other.reason is not Reason.UNMANAGED and not _must_be_taken(decision, other):
                 return other
         return decision

@@ -89,6 +89,7 @@ class Transaction:
     Attributes:
         sender_argument: of MAIL, as it came.
         sender: parsed; None for the null reverse-path and for one that is no address.
+        sender_domain: of a sender that is no address, as far as it can be told, or "".
         objection: why the client, which has logged in, may not send as that, once it was asked.
         parameters: of MAIL, those that a copy keeps.
         login: of the client, when it authenticated.
@@ -105,6 +106,7 @@ class Transaction:
 
     sender_argument: str = ""
     sender: Address | None = None
+    sender_domain: str = ""
     objection: Decision | None = None
     parameters: tuple[str, ...] = ()
     login: str = ""
@@ -132,6 +134,11 @@ class Transaction:
         if self.sender is None:
             return self.sender_argument not in ("<>", "")
         return not self.sender.domain
+
+    @property
+    def origin(self) -> Address | None:
+        """Whom rules can block: the sender; of one that is no address, its domain at least."""
+        return Address("", self.sender_domain) if self.sender_domain else self.sender
 
     def keep_header(self, name: bytes, value: bytes, limits: LimitsSection) -> None:
         """Keep a header field, unless there are too many: then none is kept any more."""
