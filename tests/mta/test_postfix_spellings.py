@@ -44,6 +44,38 @@ def test_a_bare_postmaster_goes_where_his_own_rule_says_and_is_never_refused(
     assert [delivery.recipient.lower() for delivery in lab.world.deliveries] == [reached]
 
 
+@pytest.mark.parametrize(
+    ("argument", "outcome"),
+    [
+        ("<gone%example.com@second.example>", "550 5.2.1"),
+        ('<"gone@example.com"@second.example>', "550 5.2.1"),
+        ("<gone%second.example@second.example>", "550 5.2.1"),
+        ("<bob+x%example.com@second.example>", "bob+x@example.com"),
+        ("<sales+x%example.org@second.example>", "quarantine@example.net"),
+    ],
+)
+def test_a_route_through_a_managed_domain_that_postfix_delivers_is_one_of_the_address_it_ends_at(
+    make_lab: Callable[..., Lab], argument: str, outcome: str
+) -> None:
+    local = {"mydestination": "second.example", "local_recipient_maps": ""}
+    lab = make_lab(main=local)
+    lab.rules(
+        *RULES[:2],
+        "HSET domain:second.example unknown pass",
+        "HSET alias:second.example bob bob@second.example gone disabled sales bob@second.example",
+        "HSET domain:example.org unknown reject",
+        "HSET alias:example.org * quarantine",
+    )
+    sent = lab.send("alice@bank.example", argument)
+    if "@" not in outcome:
+        assert str(sent.rcpt).startswith(outcome)
+        return
+    assert sent.accepted
+    lab.world.wait_for(outcome)
+    lab.settle()
+    assert [delivery.recipient for delivery in lab.world.deliveries] == [outcome]
+
+
 @pytest.mark.parametrize("sender", ["<ceo%example.com>", "<ceo@example.com.>", "<ceo>"])
 def test_a_login_sends_as_nobody_else_by_another_spelling(
     make_lab: Callable[..., Lab], sender: str

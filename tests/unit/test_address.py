@@ -123,6 +123,8 @@ def test_a_subaddress_begins_at_the_first_delimiter() -> None:
         ("bob@example.com", "bob@example.com", []),
         ("bob%example.com@mx.example", "bob@example.com", ["bob@example.com"]),
         ("bob%example.com@mx.example", "bob%example.com@mx.example", []),
+        ("bob%example.com@example.com", "bob@example.com", ["bob@example.com"]),
+        ("Bob@example.com", "bob@Example.com", []),
         ("bob", "bob@Example.com", ["bob@example.com"]),
         ("bob", "", []),
         ("bob%example.com", "bob", ["bob@example.com"]),

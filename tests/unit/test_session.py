@@ -38,10 +38,12 @@ RULES = {
     "catch3.example": {"*": "bob@example.com me@gmail.example"},
     "own.example": {"out": "you@gmail.example", "bob": "bob@own.example"},
     "pass.example": {},
+    "pass2.example": {"bob": "bob@pass2.example", "no": "reject"},
 }
 SETTINGS = {
     "own.example": {"srs_domain": "srs.own.example"},
     "pass.example": {"unknown": "pass"},
+    "pass2.example": {"unknown": "pass"},
     "catch2.example": {"quarantine": "q2@example.com"},
 }
 
@@ -122,6 +124,28 @@ def test_a_blocked_domain_is_blocked_though_the_sender_is_no_address(
     scene.session.mail(sender, [], resolved=lambda: resolved)
     assert scene.rcpt("<picky@example.com>")[0].startswith("550 5.7.1")
     assert scene.rcpt("<bob@example.com>") == [""]
+
+
+@pytest.mark.parametrize(
+    ("argument", "resolved", "reply"),
+    [
+        ("<gone%example.com@pass.example>", "gone@example.com", "550 5.2.1"),
+        ("<no%pass2.example@pass2.example>", "no@pass2.example", "550 5.7.1"),
+        ("<bob+x%example.com@pass2.example>", "bob+x@example.com", ""),
+        ("<bob+x%catch2.example@pass2.example>", "bob+x@catch2.example", ""),
+        ("<bob+x%pass.example@pass2.example>", "bob+x%pass.example@pass2.example", ""),
+        ("<nobody%example.com@example.com>", "bob@example.com", "550 5.1.1"),
+    ],
+)
+def test_a_route_through_a_managed_domain_leads_nobody_past_the_rules(
+    argument: str, resolved: str, reply: str
+) -> None:
+    scene = start()
+    scene.session.mail(ALICE, [])
+    said = scene.session.rcpt(argument.encode(), [], resolved=lambda: resolved)
+    assert str(said or "").startswith(reply)
+    if "catch2" in resolved:
+        assert added(scene.end().edits) == ["<q2@example.com>"]
 
 
 def test_what_only_looks_like_a_blocked_domain_is_not_taken_for_it() -> None:

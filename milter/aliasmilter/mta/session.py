@@ -230,7 +230,7 @@ class Session:
             if objection := self._objection():
                 return objection
             decision = self._service.decider.decide(address, self._mail.origin)
-            if decision.reason is Reason.UNMANAGED:
+            if _may_mean_another(decision):
                 decision = self._read(decision, resolved)
             decision = self._watched(decision)
             if decision.reason is Reason.SRS_REVERSED and self._is_too_much(decision.address):
@@ -351,6 +351,18 @@ def _must_be_taken(decision: Decision, read: Decision) -> bool:
     """Whether it is `<postmaster>`, and no rule of its own says where that goes."""
     refused = read.reply is not None and not read.reply.is_temporary
     return is_postmaster(decision.address) and (refused or read.reason in _MISSES)
+
+
+def _may_mean_another(decision: Decision) -> bool:
+    """Whether an MTA may take the recipient for an address that other rules are for.
+
+    In a managed domain, too: when the MTA delivers that itself it goes on with a route, which a
+    target may have got by way of the subaddress.
+    """
+    if decision.reason is Reason.UNMANAGED:
+        return True
+    accepted = decision.reply is None and decision.reason is not Reason.SRS_REVERSED
+    return accepted and not is_written_plainly(decision.address)
 
 
 def _dsn_parameters(parameters: Sequence[bytes]) -> str:
