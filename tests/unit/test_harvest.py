@@ -101,6 +101,34 @@ def test_the_end_of_an_attack_is_logged_once(ask: Ask) -> None:
     assert log.names == ["a client guesses addresses", "a client has stopped guessing addresses"]
 
 
+def test_many_clients_that_guess_take_one_thread_and_the_end_of_each_is_logged(ask: Ask) -> None:
+    log = Log()
+    guard = harvest(ask, log, [1e9], window=1)
+    before = threading.active_count()
+    for client in range(40):
+        for n in range(6):
+            guard.is_guessing(f"192.0.2.{client}", f"a{n}@example.com")
+    assert threading.active_count() <= before + 1
+    wait_until(lambda: len(log.events) == 80, "the end of each is logged")
+    assert (
+        len({e["client"] for name, e in log.events if name.endswith("stopped guessing addresses")})
+        == 40
+    )
+
+
+def test_a_flood_of_clients_that_guess_takes_bounded_memory(
+    ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aliasmilter.mta.harvest.MAX_WATCHED", 3)
+    log = Log()
+    guard = harvest(ask, log, [1e9], window=1)
+    for client in range(5):
+        answers = [guard.is_guessing(f"192.0.2.{client}", f"a{n}@example.com") for n in range(6)]
+        assert answers[-1]
+    wait_until(lambda: log.names.count("a client has stopped guessing addresses") == 3, "the end")
+    assert log.names.count("a client guesses addresses") == 5
+
+
 def test_while_the_store_is_away_nobody_is_guessing() -> None:
     def away(_: Sequence[Command]) -> list[Any]:
         raise Unavailable("switched off")

@@ -5,9 +5,9 @@ hosts see one picture: as a HyperLogLog, which needs 12 KB at most and holds no 
 """
 
 import threading
+import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv6Address, ip_address, ip_network
 from typing import Any
 
@@ -18,6 +18,9 @@ from aliasmilter.mta import measures
 from aliasmilter.routing.lookup import Unavailable
 from aliasmilter.store.link import Command
 from aliasmilter.store.schema import harvest_key, harvesting_key
+from aliasmilter.store.threads import started
+
+MAX_WATCHED = 10_000  # clients of whom the log will say when they have stopped
 
 Ask = Callable[[Sequence[Command]], Sequence[Any]]
 
@@ -39,6 +42,9 @@ class Harvest:
     ask: Ask
     logger: structlog.typing.FilteringBoundLogger
     clock: Callable[[], float]
+    _watched: dict[str, float] = field(default_factory=dict)  # client -> when to look again
+    _changed: threading.Condition = field(default_factory=threading.Condition)
+    _thread: threading.Thread | None = None
 
     def is_guessing(self, ip: str, address: str) -> bool:
         """Count an address that has no rule of its own; whether the client has passed the limit.
@@ -84,10 +90,27 @@ class Harvest:
             self._look_again_later(client)
 
     def _look_again_later(self, client: str) -> None:
-        timer = threading.Timer(self.window, self._look_again, (client,))
-        timer.daemon = True
-        with suppress(RuntimeError):  # no thread is left: then the log lacks a line
-            timer.start()
+        """Have the one thread there is for it look again, a window from now."""
+        with self._changed:
+            if len(self._watched) < MAX_WATCHED:
+                self._watched.setdefault(client, time.monotonic() + self.window)
+            # No thread is left: then the log lacks a line.
+            self._thread = self._thread or started(self._keep_watch, "harvest")
+            self._changed.notify()
+
+    def _keep_watch(self) -> None:
+        while True:
+            self._look_again(self._next())
+
+    def _next(self) -> str:
+        """Wait for the client whose turn is next: they come in the order of their time."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._watched)
+            client, due = next(iter(self._watched.items()))
+        time.sleep(max(due - time.monotonic(), 0.0))
+        with self._changed:
+            del self._watched[client]
+        return client
 
     def _look_again(self, client: str) -> None:
         try:
