@@ -13,9 +13,12 @@ from aliasmilter.config import LimitsSection
 from aliasmilter.forwarding import srs
 from aliasmilter.forwarding.srs import Rewriter, SRSError
 from aliasmilter.mail.address import Address, parse_address
+from aliasmilter.mail.message import HeaderField
 from aliasmilter.mail.replies import REPLIES, Reason
+from aliasmilter.mta.quarantine import notes
 from aliasmilter.mta.throttle import make_throttle
-from aliasmilter.routing.decision import Policy
+from aliasmilter.routing.decision import Decision, Policy, Quarantined
+from aliasmilter.routing.plan import Recipient
 from aliasmilter.routing.resolver import MAX_ADDRESSES, MAX_DEPTH, resolve
 from aliasmilter.routing.rules import MAX_RULE_OCTETS
 from aliasmilter.store.redis import AliasStore
@@ -194,3 +197,34 @@ def test_a_throttle_counts_no_more_than_it_limits() -> None:
     assert (
         make_throttle(LimitsSection(srs_address_per_hour=0, srs_client_per_hour=0), count) is None
     )
+
+
+def test_a_header_is_read_once_however_many_recipients_are_quarantined() -> None:
+    read: list[bytes] = []
+
+    class Counted(HeaderField):
+        @property
+        def unfolded(self) -> bytes:
+            read.append(self.value)
+            return self.value
+
+    hit = Quarantined(parse_address("x@example.com"), "*@example.com", Reason.CATCH_ALL)
+    recipients = [
+        Recipient(
+            f"<x{n}@example.com>",
+            "",
+            Decision(parse_address(f"x{n}@example.com"), Reason.CATCH_ALL, quarantined=(hit,)),
+        )
+        for n in range(100)
+    ]
+    visible = [
+        Counted(b"To", b" x7@example.com, y@example.com"),
+        Counted(b"Cc", b" x9@example.com"),
+    ]
+    told = notes(recipients, visible)
+    assert len(read) == len(visible)
+    assert [note.partition(";")[0] for note in told] == [
+        "recipient=undisclosed",
+        "recipient=x7@example.com",
+        "recipient=x9@example.com",
+    ]

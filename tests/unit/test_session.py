@@ -336,6 +336,10 @@ def test_a_catch_all_hit_goes_to_quarantine_and_its_copy_says_why() -> None:
             " recipient=guess@catch.example;\n\trule=*@catch.example; reason=catch-all"
         ]),
         (b" myguess@catch.example", []),
+        (b" guess@catch.example.net, guess@catch.example-x", []),
+        (b" A <a@b.example>,G\xc3\xbcnther\n\t<GUESS@catch.example.>;", [
+            " recipient=guess@catch.example;\n\trule=*@catch.example; reason=catch-all"
+        ]),
     ],
 )  # fmt: skip
 def test_other_recipients_learn_nothing_of_a_hidden_one_from_the_note(
