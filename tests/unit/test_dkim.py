@@ -11,7 +11,7 @@ from dkim.util import InvalidTagValueList, parse_tag_value
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aliasmilter.forwarding import dkim
+from aliasmilter.forwarding import dkim, signature
 from aliasmilter.forwarding.keys import key_record
 from aliasmilter.forwarding.results import DkimResult, Verdict
 from aliasmilter.forwarding.signature import parse_tags
@@ -354,6 +354,27 @@ def test_a_key_of_512_bits_is_not_accepted() -> None:
     der = numbers.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     (result,) = evaluate(sign_dkim(PLAIN), with_key(b"p=" + base64.b64encode(der)))
     assert (result.verdict, result.reason) == (Verdict.POLICY, "a key of 512 bits is not accepted")
+
+
+def test_a_key_whose_exponent_makes_it_slow_is_not_accepted() -> None:
+    numbers = RSAPublicNumbers((1 << 3000) + 1, (1 << 3071) + 12345)
+    der = numbers.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    (result,) = evaluate(sign_dkim(PLAIN), with_key(b"p=" + base64.b64encode(der)))
+    assert (result.verdict, result.reason) == (Verdict.POLICY, "the key's exponent is too long")
+
+
+def test_a_key_of_another_kind_is_not_even_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    # X9.42 Diffie-Hellman: OpenSSL checks q, and the public key against it, when it is loaded.
+    number = b"\x02\x82\x04\x01\x00" + b"\xff" * 1024
+    parameters = b"\x30\x82\x08\x0d" + number + b"\x02\x01\x02" + number
+    algorithm = b"\x06\x07\x2a\x86\x48\xce\x3e\x02\x01" + parameters
+    fields = b"\x30\x82\x08\x1a" + algorithm + b"\x03\x82\x04\x06\x00" + number
+    der = b"\x30\x82\x0c\x28" + fields
+    loaded: list[bytes] = []
+    monkeypatch.setattr(signature, "load_der_public_key", loaded.append)
+    (result,) = evaluate(sign_dkim(PLAIN), with_key(b"p=" + base64.b64encode(der)))
+    assert (result.verdict, result.reason) == (Verdict.PERMERROR, "unknown kind of key")
+    assert loaded == []
 
 
 def test_a_key_may_stand_as_pkcs_1() -> None:

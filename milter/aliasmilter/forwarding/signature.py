@@ -8,6 +8,7 @@ compare our tag lists and verdicts with its.
 """
 
 import base64
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -31,6 +32,16 @@ MAX_RECORD = 8_192
 # RFC 8301, 3.2: signatures by keys of less than 1024 bits are not valid.
 MIN_RSA_BITS = 1024
 MAX_RSA_BITS = 8192
+# OpenSSL's own bound for moduli over 3072 bits. One as long as a smaller modulus takes 150 times
+# as long as the usual 17 bits.
+MAX_EXPONENT_BITS = 64
+# How an RSA key begins, as a SubjectPublicKeyInfo (RFC 5280, 4.1; RFC 3279, 2.3.1) or by itself
+# (RFC 8017, A.1.1). Others are not even loaded: OpenSSL checks a Diffie-Hellman key for 9 s.
+_RSA_DER = re.compile(
+    rb"\x30(?:[\x00-\x7f]|\x81.|\x82..)"
+    rb"(?:\x02|\x30[\x0b\x0d]\x06\x09\x2a\x86\x48\x86\xf7\x0d\x01\x01\x01)",
+    re.DOTALL,
+)
 PADDING = PKCS1v15()
 DIGEST = SHA256()
 ALGORITHMS = {b"rsa-sha256": b"rsa", b"ed25519-sha256": b"ed25519"}
@@ -294,13 +305,16 @@ def _load_key(kind: bytes, text: bytes) -> PublicKey:
         octets = base64.b64decode(b"".join(text.split()), validate=True)
         if kind == b"ed25519":
             return Ed25519PublicKey.from_public_bytes(octets)
-        key = load_der_public_key(octets) if kind == b"rsa" else None
+        is_rsa = kind == b"rsa" and _RSA_DER.match(octets)
+        key = load_der_public_key(octets) if is_rsa else None
     except (ValueError, UnsupportedAlgorithm):
         _bad_key("malformed key record")
     if not isinstance(key, RSAPublicKey):
         _bad_key("unknown kind of key")
     if not MIN_RSA_BITS <= key.key_size <= MAX_RSA_BITS:
         raise UnusableError(Verdict.POLICY, f"a key of {key.key_size} bits is not accepted")
+    if key.public_numbers().e.bit_length() > MAX_EXPONENT_BITS:
+        raise UnusableError(Verdict.POLICY, "the key's exponent is too long")
     return key
 
 
