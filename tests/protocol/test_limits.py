@@ -77,6 +77,23 @@ def test_a_header_past_a_limit_is_refused_for_good_and_the_next_message_is_fine(
     assert "reason=header-too-big" in daemon.log
 
 
+def test_more_forged_results_than_an_mta_can_remove_in_good_time_are_refused_for_good(
+    sealing: Daemon,
+) -> None:
+    forged = ("Authentication-Results", " mx.example.net; none")
+    with Mta(sealing.socket) as mta:
+        for count in (1000, 1001):
+            mta.mail()
+            mta.rcpt("<bob@example.com>")
+            ending = mta.message([("From", " alice@bank.example"), *[forged] * count])
+            if count == 1000:
+                assert ending.answer.kind == "continue"
+                assert len(ending.of("chgheader")) == count
+            else:
+                assert str(ending.answer).startswith("552 5.3.4")
+                assert ending.edits == []
+
+
 def test_row_18_headers_without_end_are_not_kept(sealing: Daemon) -> None:
     with Mta(sealing.socket) as mta:
         mta.mail()
