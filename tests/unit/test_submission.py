@@ -198,6 +198,30 @@ def test_an_answer_that_would_still_show_the_mailbox_is_refused(field: tuple[str
     assert str(result.reply).startswith("550 5.7.1 This answers mail to <sales@example.com>")
 
 
+def test_a_from_of_very_many_addresses_is_refused_and_few_of_them_looked_up() -> None:
+    made = scene()
+    many = ", ".join(f"{n}@d{n}.example" for n in range(3000))
+    result = sent(made, BOB, BOB, ("From", f" {BOB}, {many}"))
+    assert isinstance(result, Verdict)
+    assert str(result.reply) == f"553 5.7.1 too many addresses in From: {BOB} may not send that"
+    assert sum(map(len, made.store.calls)) < 150
+
+
+@pytest.mark.parametrize(
+    "fields", [[", ".join([BOB] * 150)], [BOB] * 150, [", ".join(["x@y.z"] * 150)]]
+)
+def test_an_answer_that_shows_the_mailbox_very_often_is_refused_and_few_are_looked_up(
+    fields: list[str],
+) -> None:
+    made = asked(scene("rewrite"))
+    made.store.calls.clear()
+    replies = [("Reply-To", f" {text}") for text in fields]
+    result = sent(made, BOB, BOB, ("From", f" {BOB}"), *replies, REPLY)
+    assert isinstance(result, Verdict)
+    assert str(result.reply).startswith("550 5.7.1 This answers mail to <sales@example.com>")
+    assert len(made.store.calls) < 10
+
+
 def test_an_answer_from_a_subaddress_shows_the_alias_in_the_envelope_too() -> None:
     made = asked(scene("rewrite"))
     answer = edits(sent(made, BOB, "bob+x@example.com", ("From", f" {BOB}"), REPLY))

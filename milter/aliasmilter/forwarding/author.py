@@ -7,6 +7,7 @@ The field is read in one pass without recursion, as comments nest as deep as a s
 
 import re
 from collections.abc import Iterator
+from itertools import islice
 
 from aliasmilter.forwarding.names import to_a_label
 from aliasmilter.mail.address import Address, AddressError, parse_address
@@ -15,6 +16,7 @@ from aliasmilter.mail.message import HeaderField, Message
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
 
 MAX_NAMED = 5
+MAX_AUTHORS = 100  # whose addresses are looked up one by one
 _AFTER_AT = re.compile(r"""@[ \t]*(?P<domain>[^\s@<>(),:;"'\\\[\]]+)[ \t]*(?P<angle>>)?""")
 _SURROGATE = re.compile("[\udc80-\udcff]")
 
@@ -64,9 +66,15 @@ def _named(text: str) -> list[str]:
         return [name for name in names if name and "." in name]
 
 
-def author_addresses(message: Message) -> tuple[Address, ...]:
-    """All addresses of all From fields. Raises NoAuthorError when one cannot be read."""
-    texts = [text.strip() for f in message.fields("from") for text in _addresses(_text(f))]
+def author_addresses(message: Message, most: int | None = MAX_AUTHORS) -> tuple[Address, ...]:
+    """All addresses of all From fields, `most` of them at most; None: however many.
+
+    Raises NoAuthorError: there are more, or one cannot be read.
+    """
+    found = (text.strip() for f in message.fields("from") for text in _addresses(_text(f)))
+    texts = list(found if most is None else islice(found, most + 1))
+    if most is not None and len(texts) > most:
+        raise NoAuthorError("too many addresses in From")
     try:
         return tuple(parse_address(text, any_dots=True) for text in texts)
     except AddressError:

@@ -7,7 +7,7 @@ from enum import StrEnum
 
 from aliasmilter import log
 from aliasmilter.config import SubmissionSection
-from aliasmilter.forwarding.author import NoAuthorError, author_addresses
+from aliasmilter.forwarding.author import MAX_AUTHORS, NoAuthorError, author_addresses
 from aliasmilter.forwarding.decider import Decider
 from aliasmilter.forwarding.identity import Keeper, Token, answered, message_id
 from aliasmilter.mail.address import Address, AddressError, parse_address, whole_address
@@ -155,9 +155,11 @@ class Submission:
             return Outgoing(refusal)
         changed = disguised(message, answer)
         if self.identity is IdentityMode.REWRITE and all(map(_is_utf8, changed.values())):
-            after = message.with_changed_fields(changed)
+            shown = _shown(message.with_changed_fields(changed))
             # Written in a way that was not found: `bob(x)@example.com`, `"bob"@`, `bob+x@`.
-            if not any(self.is_of_one_mailbox(a, answer.author) for a in _shown(after)):
+            if max(len(changed), len(shown)) <= MAX_AUTHORS and not any(
+                self.is_of_one_mailbox(address, answer.author) for address in shown
+            ):
                 return Outgoing(None, answer, changed)
         text = f"This answers mail to <{answer.alias}>: send it from there, not <{answer.author}>"
         return Outgoing(Decision(answer.author, Reason.SHOWS_MAILBOX, text=text))
@@ -243,7 +245,7 @@ def _shown(message: Message) -> list[Address]:
     for field_ in message.headers:
         if field_.key in SHOWING:
             with suppress(NoAuthorError):
-                found += author_addresses(Message((HeaderField(b"From", field_.value),)))
+                found += author_addresses(Message((HeaderField(b"From", field_.value),)), None)
     return found
 
 
