@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from aliasmilter import redisurl
+from aliasmilter.endpoints import parse_nameserver
 from aliasmilter.mail.address import Address, AddressError, parse_address, parse_domain
 from aliasmilter.routing.decision import Policy
 from aliasmilter.routing.rules import RuleError, parse_delimiter
@@ -88,9 +89,10 @@ def _optional_host_port(text: str) -> str:
 
 
 def _nameserver(text: str) -> str:
-    host, _, port = text.rpartition(":") if text.count(":") == 1 else (text, "", "53")
-    if not re.fullmatch(r"[0-9a-fA-F.:]+", host) or not port.isdecimal():
-        raise ValueError(f"{text!r} is not an IP address or ADDRESS:PORT")
+    try:
+        parse_nameserver(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is not an IP address or ADDRESS:PORT") from None
     return text
 
 

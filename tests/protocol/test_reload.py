@@ -67,6 +67,7 @@ def test_every_new_session_is_served_while_the_old_workers_leave(start: Start) -
         ({"mail": {"delimeter": "-"}}, "[mail] delimeter: no such key"),
         ({"store": {"url": "http://127.0.0.1/"}}, "[store] url: "),
         ({"store": {"url": "redis://127.0.0.1:nonsense/0"}}, "[store] url: "),
+        ({"dns": {"nameservers": ["999.1.1.1"]}}, "[dns] nameservers.0: "),
         ({"srs": {"secrets_file": "missing"}}, "[srs] secrets_file: "),
     ],
 )

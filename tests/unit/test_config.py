@@ -41,6 +41,8 @@ def test_sections_with_defaults_may_be_left_out(file: Path) -> None:
         ("[arc]\nenabled = true", "[arc]: domain, selector, key_file missing"),
         ('[authentication]\nmode = "guess"', "[authentication] mode: "),
         ('[dns]\nnameservers = ["ns.example"]', "[dns] nameservers.0: "),
+        ('[dns]\nnameservers = ["999.1.1.1"]', "[dns] nameservers.0: '999.1.1.1' is not an IP "),
+        ('[dns]\nnameservers = ["::1", "192.0.2.1:99999"]', "[dns] nameservers.1: "),
         ('[quarantine]\nmailbox = "q"', "[quarantine] mailbox: "),
         ('[log]\nformat = "xml"', "[log] format: "),
         ("[log]\nlevel = 1\nlevel = 2", "overwrite"),
@@ -58,6 +60,12 @@ def test_a_mistake_names_file_and_key(file: Path, text: str, where: str) -> None
     (problem,) = error.value.problems
     assert problem.startswith(f"{file}: ")
     assert where in problem
+
+
+def test_name_servers_have_an_address_of_either_kind(file: Path) -> None:
+    given = ("192.0.2.1", "192.0.2.1:5353", "2001:db8::1", "[2001:db8::1]:5353")
+    file.write_text(f"{GOOD}[dns]\nnameservers = {list(given)}\n")
+    assert load(file).dns.nameservers == given
 
 
 def test_a_section_that_is_none_is_said_to_be_one(file: Path) -> None:

@@ -5,13 +5,13 @@ from collections.abc import Iterator
 
 import pytest
 
+from aliasmilter.endpoints import parse_nameserver
 from aliasmilter.forwarding.dns import (
     Answer,
     Cache,
     Conclusions,
     Resolver,
     UnavailableError,
-    parse_nameserver,
 )
 from tests.harness.dns import Delay, DnsServer, Fault, Zone
 

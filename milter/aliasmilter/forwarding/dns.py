@@ -13,7 +13,6 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
-from ipaddress import ip_address
 
 import dns.exception
 import dns.flags
@@ -29,10 +28,10 @@ from dns.rdtypes.ANY.PTR import PTR
 from dns.rdtypes.ANY.TXT import TXT
 
 from aliasmilter import metrics
+from aliasmilter.endpoints import DNS_PORT, parse_nameserver
 
 Clock = Callable[[], float]
 
-PORT = 53
 MIN_TTL = 1
 MAX_TTL = 3600
 # RFC 2308, 5: no negative answer is kept for long, and one without SOA only briefly.
@@ -138,31 +137,12 @@ class Cache:
             self.octets -= entry[1].size
 
 
-def parse_nameserver(text: str) -> tuple[str, int]:
-    """Read "192.0.2.1", "192.0.2.1:5353", "2001:db8::1" or "[2001:db8::1]:5353".
-
-    Raises ValueError for anything else; a host name is none of these, as it would need DNS itself.
-    """
-    host, port = text.strip(), ""
-    if host.startswith("["):
-        host, bracket, port = host[1:].partition("]")
-        if not bracket or (port and not port.startswith(":")):
-            raise ValueError(f"not a name server: {text!r}")
-        port = port[1:]
-    elif host.count(":") == 1:
-        host, _, port = host.partition(":")
-    number = int(port) if port.isascii() and port.isdigit() else PORT
-    if (port and not port.isdigit()) or not 0 < number < 1 << 16:
-        raise ValueError(f"not a port: {text!r}")
-    return str(ip_address(host)), number
-
-
 def system_nameservers() -> list[tuple[str, int]]:
     """The name servers of this host; the local one when the host names none, as libc does it."""
     try:
-        return [(str(server), PORT) for server in dns.resolver.Resolver().nameservers]
+        return [(str(server), DNS_PORT) for server in dns.resolver.Resolver().nameservers]
     except dns.resolver.NoResolverConfiguration:
-        return [("127.0.0.1", PORT)]
+        return [("127.0.0.1", DNS_PORT)]
 
 
 class Resolver:
