@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from aliasmilter import redisurl
-from aliasmilter.endpoints import parse_nameserver
+from aliasmilter.endpoints import parse_host_port, parse_nameserver
 from aliasmilter.mail.address import Address, AddressError, parse_address, parse_domain
 from aliasmilter.routing.decision import Policy
 from aliasmilter.routing.rules import RuleError, parse_delimiter
@@ -78,9 +78,7 @@ def _file(path: Path) -> Path:
 
 
 def _host_port(text: str) -> str:
-    host, _, port = text.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 65_536:
-        raise ValueError(f"{text!r} is not HOST:PORT")
+    parse_host_port(text)
     return text
 
 
@@ -261,7 +259,7 @@ class MetricsSection(_Section):
     @property
     def endpoint(self) -> str:
         """The same in the form of the other sockets: inet:PORT@ADDRESS."""
-        host, _, port = self.listen.rpartition(":")
+        host, port = parse_host_port(self.listen)
         return f"{'inet6' if ':' in host else 'inet'}:{port}@{host}"
 
 

@@ -38,6 +38,9 @@ def test_sections_with_defaults_may_be_left_out(file: Path) -> None:
         ('[mail]\nlocal_domains = ["a b"]', "[mail] local_domains.0: "),
         ('[mail]\ndelimiter = "++"', "[mail] delimiter: "),
         ('[reinject]\nserver = "localhost"', "[reinject] server: "),
+        ('[reinject]\nserver = "smtp:[127.0.0.1]:10026"', "[reinject] server: 'smtp:[127.0.0.1]"),
+        ('[reinject]\nserver = "inet:127.0.0.1:10026"', "[reinject] server: "),
+        ('[metrics]\nlisten = "*:9787"', "[metrics] listen: '*:9787' is not HOST:PORT"),
         ("[arc]\nenabled = true", "[arc]: domain, selector, key_file missing"),
         ('[authentication]\nmode = "guess"', "[authentication] mode: "),
         ('[dns]\nnameservers = ["ns.example"]', "[dns] nameservers.0: "),
@@ -66,6 +69,14 @@ def test_name_servers_have_an_address_of_either_kind(file: Path) -> None:
     given = ("192.0.2.1", "192.0.2.1:5353", "2001:db8::1", "[2001:db8::1]:5353")
     file.write_text(f"{GOOD}[dns]\nnameservers = {list(given)}\n")
     assert load(file).dns.nameservers == given
+
+
+@pytest.mark.parametrize(
+    "server", ["127.0.0.1:10026", "localhost:25", "mx_1.example.net:25", "[::1]:25", "::1:25"]
+)
+def test_a_listener_for_copies_is_an_address_or_a_name_with_a_port(file: Path, server: str) -> None:
+    file.write_text(f'{GOOD}[reinject]\nserver = "{server}"\n')
+    assert load(file).reinject.server == server
 
 
 def test_a_section_that_is_none_is_said_to_be_one(file: Path) -> None:

@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from aliasmilter.endpoints import parse_host_port
 from aliasmilter.mail.message import Message
 from aliasmilter.routing.lookup import Unavailable
 
@@ -75,8 +76,7 @@ class Reinjector:
     """
 
     def __init__(self, server: str, hostname: str, timeout: float, memory: Memory) -> None:
-        host, _, port = server.rpartition(":")
-        self._server = (host.strip("[]"), int(port))
+        self._server = parse_host_port(server)
         self._timeout = timeout
         self.memory = memory
         self.helo = f"alias-milter.{hostname}"
