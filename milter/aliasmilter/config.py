@@ -161,7 +161,7 @@ class StoreSection(_Section):
 class MailSection(_Section):
     """What this mail system is called and delivers itself."""
 
-    hostname: Domain = Field(default_factory=lambda: _domain(socket.getfqdn()))
+    hostname: Domain = Field(default_factory=socket.getfqdn, validate_default=True)
     local_domains: tuple[Domain, ...] = Field(default=(), strict=False)
     delimiter: Annotated[str, AfterValidator(_delimiter)] = "+"
     max_received: Positive = 50
@@ -346,6 +346,8 @@ def load(path: Path) -> Config:
         raise ConfigError(f"{path}: {error}") from None
     except RecursionError:
         raise ConfigError(f"{path}: nested too deeply") from None
+    # So that a host name of the system's that is none is said to be of [mail] hostname.
+    data.setdefault("mail", {})
     try:
         config = Config.model_validate(data)
     except ValidationError as error:

@@ -79,6 +79,18 @@ def test_a_listener_for_copies_is_an_address_or_a_name_with_a_port(file: Path, s
     assert load(file).reinject.server == server
 
 
+@pytest.mark.parametrize("text", ["", "[mail]\nmax_received = 40\n"])
+def test_a_system_whose_name_is_no_domain_has_to_be_told_one(
+    file: Path, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("socket.gethostbyaddr", lambda _: ("mx.example.net.", [], []))
+    file.write_text(GOOD + text)
+    with pytest.raises(ConfigError, match=r"\[mail\] hostname: 'mx.example.net.': not a domain"):
+        load(file)
+    file.write_text(GOOD + '[mail]\nhostname = "mx.example.net"\n')
+    assert load(file).mail.hostname == "mx.example.net"
+
+
 def test_a_section_that_is_none_is_said_to_be_one(file: Path) -> None:
     file.write_text('srs = "x"\n')
     with pytest.raises(ConfigError, match=r"\[srs\]: should be a section$"):
