@@ -8,14 +8,19 @@ import grp
 import re
 import socket
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from aliasmilter import redisurl
-from aliasmilter.endpoints import parse_host_port, parse_nameserver
+from aliasmilter.endpoints import (
+    checked_host_port,
+    checked_socket,
+    parse_host_port,
+    parse_nameserver,
+)
 from aliasmilter.mail.address import Address, AddressError, parse_address, parse_domain
 from aliasmilter.routing.decision import Policy
 from aliasmilter.routing.rules import RuleError, parse_delimiter
@@ -77,15 +82,6 @@ def _file(path: Path) -> Path:
     return path
 
 
-def _host_port(text: str) -> str:
-    parse_host_port(text)
-    return text
-
-
-def _optional_host_port(text: str) -> str:
-    return _host_port(text) if text else text
-
-
 def _nameserver(text: str) -> str:
     try:
         parse_nameserver(text)
@@ -94,17 +90,8 @@ def _nameserver(text: str) -> str:
     return text
 
 
-def _endpoint(text: str) -> str:
-    kind, _, rest = text.partition(":")
-    port, at, host = rest.partition("@")
-    inet = kind in ("inet", "inet6") and port.isdecimal() and 0 < int(port) < 65_536 and at and host
-    if not inet and not (kind == "unix" and rest and "\0" not in rest):
-        raise ValueError(f"{text!r} is neither unix:PATH nor inet:PORT@ADDRESS")
-    return text
-
-
-def _optional_endpoint(text: str) -> str:
-    return _endpoint(text) if text else text
+def _or_nothing(checked: Callable[[str], str]) -> Callable[[str], str]:
+    return lambda text: checked(text) if text else text
 
 
 def _store_url(text: str) -> str:
@@ -136,7 +123,7 @@ class MilterSection(_Section):
         drain: seconds that a worker which stops gives to what it has begun.
     """
 
-    socket: Annotated[str, AfterValidator(_endpoint)] = "unix:/run/alias-milter/milter.sock"
+    socket: Annotated[str, AfterValidator(checked_socket)] = "unix:/run/alias-milter/milter.sock"
     socket_mode: Annotated[str, AfterValidator(_mode)] = "0660"
     socket_group: Annotated[str, AfterValidator(_group)] = ""
     workers: Annotated[int, Field(ge=0, le=256)] = 0
@@ -170,7 +157,7 @@ class MailSection(_Section):
 class ReinjectSection(_Section):
     """A listener of the same MTA without this milter; `timeout` in seconds for all copies."""
 
-    server: Annotated[str, AfterValidator(_host_port)] | None = None
+    server: Annotated[str, AfterValidator(checked_host_port)] | None = None
     timeout: Seconds = 30.0
 
 
@@ -234,7 +221,7 @@ class QuarantineSection(_Section):
 class SocketmapSection(_Section):
     """Lookup tables for the MTA; not served when `listen` is empty."""
 
-    listen: Annotated[str, AfterValidator(_optional_endpoint)] = ""
+    listen: Annotated[str, AfterValidator(_or_nothing(checked_socket))] = ""
 
 
 class LimitsSection(_Section):
@@ -254,7 +241,7 @@ class LimitsSection(_Section):
 class MetricsSection(_Section):
     """Where monitoring asks; nothing is counted when `listen` is empty."""
 
-    listen: Annotated[str, AfterValidator(_optional_host_port)] = ""
+    listen: Annotated[str, AfterValidator(_or_nothing(checked_host_port))] = ""
 
     @property
     def endpoint(self) -> str:
@@ -352,7 +339,9 @@ def load(path: Path) -> Config:
         config = Config.model_validate(data)
     except ValidationError as error:
         raise ConfigError(*(_describe(path, dict(e)) for e in error.errors())) from None
-    return _with_absolute_paths(config, path.absolute().parent)
+    config = _with_absolute_paths(config, path.absolute().parent)
+    _require_different_sockets(path, config)
+    return config
 
 
 def load_secrets(path: Path) -> list[str]:
@@ -404,6 +393,14 @@ def _with_absolute_paths(config: Config, folder: Path) -> Config:
     return config.model_copy(
         update={"milter": milter, "srs": srs, "arc": arc, "socketmap": socketmap}
     )
+
+
+def _require_different_sockets(path: Path, config: Config) -> None:
+    taken = {config.milter.socket: "[milter] socket"}
+    metrics = config.metrics.endpoint if config.metrics.listen else ""
+    for key, name in (("socketmap", config.socketmap.listen), ("metrics", metrics)):
+        if name and (other := taken.setdefault(name, f"[{key}] listen")) != f"[{key}] listen":
+            raise ConfigError(f"{path}: [{key}] listen: {name} is {other} already")
 
 
 def _absolute(endpoint: str, folder: Path) -> str:

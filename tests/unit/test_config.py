@@ -48,6 +48,14 @@ def test_sections_with_defaults_may_be_left_out(file: Path) -> None:
         ('[dns]\nnameservers = ["::1", "192.0.2.1:99999"]', "[dns] nameservers.1: "),
         ('[quarantine]\nmailbox = "q"', "[quarantine] mailbox: "),
         ('[log]\nformat = "xml"', "[log] format: "),
+        (
+            '[socketmap]\nlisten = "unix:m"\n[milter]\nsocket = "unix:m"',
+            "[socketmap] listen: unix:",
+        ),
+        (
+            '[metrics]\nlisten = "127.0.0.1:99"\n[socketmap]\nlisten = "inet:99@127.0.0.1"',
+            "[metrics] listen: inet:99@127.0.0.1 is [socketmap] listen already",
+        ),
         ("[log]\nlevel = 1\nlevel = 2", "overwrite"),
         ("[log", ""),
         ('[submission]\nlogins = { bob = "x" }', "[submission] logins.bob: should be a list: ["),
