@@ -317,6 +317,12 @@ def test_a_chrooted_smtpd_can_ask(way: str) -> None:
         lab.postfix.start()
         assert lab.send(ALICE, BOB).accepted
         assert lab.send(ALICE, "me@gmail.example").rcpt.code == 554
+        assert "map.sock" not in checked(lab)
+
+
+def checked(lab: MapLab) -> str:
+    """What `alias-milter check` says of this Postfix."""
+    return lab.daemon.run("check", "--postfix", str(lab.postfix.folder / "etc")).stdout
 
 
 def test_an_absolute_path_is_out_of_reach_in_the_chroot() -> None:
@@ -327,3 +333,4 @@ def test_an_absolute_path_is_out_of_reach_in_the_chroot() -> None:
         lab.postfix.start()
         outcome = lab.send(ALICE, BOB)
         assert 451 in (outcome.mail.code, *(reply.code for reply in outcome.rcpts))
+        assert "main.cf relay_domains: socketmap:unix:" in checked(lab)

@@ -24,6 +24,7 @@ from aliasmilter.admin.postfix.values import (
     words,
 )
 from aliasmilter.config import ConfigError
+from tests.harness.daemon import Config
 from tests.harness.ours import ours, shown
 
 FOLDER = Path("/etc/postfix")
@@ -227,6 +228,64 @@ def test_our_own_socketmaps_know_every_alias_and_turn_bounces_back(tmp_path: Pat
     listen = {"socketmap": {"listen": "unix:/run/alias-milter/map.sock"}}
     found = shown(findings(setup(main=main), ours(tmp_path, listen)))
     assert found == []
+
+
+QUEUE_SOCKET = "/var/spool/postfix/alias-milter/map.sock"
+
+
+@pytest.mark.parametrize("chroot", [False, True])
+def test_a_socketmap_is_ours_by_a_path_in_the_queue_directory_too(
+    tmp_path: Path, chroot: bool
+) -> None:
+    table = "socketmap:unix:alias-milter/map.sock"
+    main = {
+        "relay_recipient_maps": f"{table}:aliases",
+        "smtpd_reject_unlisted_recipient": "yes",
+        "recipient_canonical_maps": f"{table}:srs-reverse",
+        "transport_maps": "",
+        "smtpd_milters": "inet:127.0.0.1:8890",
+    }
+    config: Config = {
+        "socketmap": {"listen": f"unix:{QUEUE_SOCKET}"},
+        "milter": {"socket": "inet:8890@127.0.0.1"},
+    }
+    found = setup(service("smtp/inet", chroot=chroot), main=main)
+    assert shown(findings(found, ours(tmp_path, config))) == []
+
+
+@pytest.mark.parametrize(
+    ("socket", "remedy"),
+    [
+        (QUEUE_SOCKET, "socketmap:unix:alias-milter/map.sock:srs-reverse"),
+        ("/run/map.sock", "proxy:socketmap:unix:/run/map.sock:srs-reverse"),
+    ],
+)
+def test_a_socketmap_that_a_chrooted_service_cannot_reach_is_told_with_the_services(
+    tmp_path: Path, socket: str, remedy: str
+) -> None:
+    table = f"socketmap:unix:{socket}:srs-reverse"
+    main = {
+        "recipient_canonical_maps": table,
+        "smtpd_milters": "inet:127.0.0.1:8890",
+    }
+    config: Config = {
+        "socketmap": {"listen": f"unix:{socket}"},
+        "milter": {"socket": "inet:8890@127.0.0.1"},
+    }
+    lines = [
+        service("smtp/inet", chroot=True),
+        service("cleanup/unix", "cleanup", chroot=True),
+        service("rewrite/unix", "trivial-rewrite", chroot=True),
+        service("127.0.0.1:10027/inet"),
+    ]
+    (line,) = shown(findings(setup(*lines, main=main), ours(tmp_path, config)))
+    assert line == (
+        f"error: /etc/postfix/main.cf recipient_canonical_maps: {table}: chrooted, smtp/inet, "
+        "cleanup/unix sees nothing but /var/spool/postfix, and lookups fail (451); "
+        f"write: {remedy}"
+    )
+    proxied = setup(*lines, main={**main, "recipient_canonical_maps": f"proxy:{table}"})
+    assert shown(findings(proxied, ours(tmp_path, config))) == []
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ def _postsrsd(setup: PostfixSetup, ours: Ours) -> Iterator[Finding]:
     for parameter in _CANONICAL:
         tables = words(setup.main.get(parameter, ""))
         for table in tables:
-            if is_own_map(ours, table):
+            if is_own_map(setup, ours, table):
                 continue
             if (spelt := socketmap_of(table)) and spelt[1] == REVERSE:
                 yield error(
@@ -57,7 +57,7 @@ def _postsrsd(setup: PostfixSetup, ours: Ours) -> Iterator[Finding]:
 def _maps_reverse(setup: PostfixSetup, ours: Ours) -> bool:
     """Whether Postfix itself turns SRS addresses back, by our table."""
     tables = words(setup.main.get("recipient_canonical_maps", ""))
-    return any(is_own_map(ours, table, REVERSE) for table in tables)
+    return any(is_own_map(setup, ours, table, REVERSE) for table in tables)
 
 
 def _shows_bounces(setup: PostfixSetup) -> bool:

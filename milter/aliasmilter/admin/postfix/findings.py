@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from aliasmilter.admin.ours import Ours
-from aliasmilter.admin.postfix import bounces, lines, milters, recipients, relaying
+from aliasmilter.admin.postfix import bounces, lines, maps, milters, recipients, relaying
 from aliasmilter.admin.postfix.values import PostfixSetup
 from aliasmilter.admin.report import Finding, warning
 
@@ -27,3 +27,4 @@ def _findings(setup: PostfixSetup, ours: Ours) -> Iterator[Finding]:
     yield from relaying.check(setup, ours, reinject)
     yield from recipients.check(setup, ours, fronts or setup.servers[:1])
     yield from bounces.check(setup, ours)
+    yield from maps.check(setup, ours)

@@ -50,7 +50,7 @@ def read(folder: Path, domains: Iterable[str] = ()) -> PostfixSetup:
         main=main,
         services=tuple(_services(folder, main)),
         complaints=tuple(dict.fromkeys(_complaint(line) for line in complaints.splitlines())),
-        lookup=_tables(folder, [key for domain in domains for key in keys_of(domain)]),
+        lookup=_tables(folder, main, [key for domain in domains for key in keys_of(domain)]),
     )
 
 
@@ -69,14 +69,16 @@ def _program(name: str) -> str:
     return found
 
 
-def _run(name: str, folder: Path, *args: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    command = [_program(name), "-c", str(folder), *args]
+def _run(
+    name: str, folder: Path, *args: str, stdin: str = "", cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    command = [_program(name), "-c", str(folder.absolute()), *args]
     # The folder that was asked for, not another instance's out of the environment.
     environment = {key: value for key, value in os.environ.items() if key != "MAIL_CONFIG"}
     try:
         return subprocess.run(  # noqa: S603  # no shell
             command, capture_output=True, text=True, errors="replace", timeout=_TIMEOUT,
-            check=False, env=environment, input=stdin,
+            check=False, env=environment, input=stdin, cwd=cwd,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         return subprocess.CompletedProcess(
@@ -151,8 +153,11 @@ def _chroot(field: str, main: Mapping[str, str]) -> bool:
     return field == "y" or (field == "-" and level == "0")
 
 
-def _tables(folder: Path, expected: Iterable[str]) -> Lookup:
+def _tables(folder: Path, main: Mapping[str, str], expected: Iterable[str]) -> Lookup:
     """Ask tables by postmap: for all expected keys at once, for any other one by one."""
+    # Where Postfix's processes are: a path without a leading slash begins there.
+    queue = Path(main.get("queue_directory", ""))
+    place = queue if queue.is_dir() else None
     keys = "".join(f"{key}\n" for key in dict.fromkeys(expected))
     answers: dict[str, dict[str, str | None]] = {}
     # A table that did not answer once is not waited for again.
@@ -160,7 +165,8 @@ def _tables(folder: Path, expected: Iterable[str]) -> Lookup:
 
     def ask(table: str, key: str, stdin: str = "") -> str:
         # Without proxymap, which only a running Postfix has.
-        done = _run("postmap", folder, "-q", key, table.removeprefix("proxy:"), stdin=stdin)
+        name = table.removeprefix("proxy:")
+        done = _run("postmap", folder, "-q", key, name, stdin=stdin, cwd=place)
         # Not found is status 1 without a word; but main.cf may make it warn of other things.
         problems = [line for line in done.stderr.splitlines() if _FATAL.match(line)]
         if problems:

@@ -151,7 +151,7 @@ def _takes_all(setup: PostfixSetup, ours: Ours, name: str, domain: str) -> bool:
         return True
     # The tables that rewrite come first: what is in one of them is taken for known.
     every = " ".join([*(setup.main.get(one, "") for one in _REWRITING), tables])
-    if any(is_own_map(ours, table) for table in words(every)):
+    if any(is_own_map(setup, ours, table) for table in words(every)):
         return True
     return setup.find(every, f"{PROBE}@{domain}", f"@{domain}") is not None
 
