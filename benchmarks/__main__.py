@@ -34,7 +34,7 @@ def measure(bench: Bench, names: list[str], console: Console) -> list[Row]:
     for name in names:
         begun = time.monotonic()
         console.print(f"  {name} ...", style="dim", end="", highlight=False)
-        if name == "postfix" and (reason := why_no_postfix()):
+        if name in {"postfix", "stack"} and (reason := why_no_postfix()):
             console.print(f" left out: {reason}")
             continue
         rows += MEASURES[name](bench)

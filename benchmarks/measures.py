@@ -15,8 +15,9 @@ from benchmarks import scene
 from benchmarks.load import ACCEPTED, REJECTED, Load, run_load
 from benchmarks.machine import Watch, cpu_count, rsa_limit
 from benchmarks.memory import forget_peak, private, resident
-from benchmarks.postfix import delivered
+from benchmarks.postfix import ALIAS_MAP, Setup, delivered
 from benchmarks.scene import Bare
+from benchmarks.stack import replaced, require_work, why_no_stack
 from benchmarks.table import QUIET, Pairs, Row
 from tests.harness.daemon import Daemon
 from tests.harness.dns import DnsServer
@@ -51,6 +52,7 @@ class Bench:
         self.workers = cpu_count()
         self.rounds = 2 if self.quick else 5
         self.seconds = 1.0 if self.quick else 3.0
+        self.deliveries = 300 if self.quick else 4_000
         self.small = scene.write_messages(self.folder, 2_048, 100)
         self.medium = scene.write_messages(self.folder, 50_000, 20)
 
@@ -179,15 +181,34 @@ def _peak(bench: Bench, daemon: Daemon, worker: int, recipient: str, message: Pa
 
 def postfix(bench: Bench) -> Iterator[Row]:
     """Delivered messages through a whole Postfix."""
-    count = 300 if bench.quick else 4_000
-    found = []
     with bench.milter() as daemon:
-        for _ in range(bench.rounds):
-            ours, others = delivered(bench.folder, bench.small[1], count, daemon.endpoint)
-            reference, more = delivered(bench.folder, bench.small[1], count)
-            found.append((ours, reference, max(others, more)))
-    pairs = Pairs(*zip(*found, strict=True)).quiet()
+        pairs = _delivered(bench, Setup(daemon.endpoint, {}), Setup("", ALIAS_MAP))
     yield pairs.row("whole Postfix, forward with SRS and ARC", 0.6, "Postfix with an alias map")
+
+
+def stack(bench: Bench) -> Iterator[Row]:
+    """Delivered messages through a whole Postfix, against the daemons that we replace."""
+    path, goal = "whole Postfix, the stack it replaces", 1.0
+    if reason := why_no_stack():
+        yield Row(path, f"not measured: {reason}", "", None, goal)
+        return
+    with bench.milter() as daemon, replaced(bench.dns) as (theirs, rspamd):
+        ours = Setup(daemon.endpoint, {})
+        for setup in (ours, theirs):
+            require_work(setup, bench.small[1], bench.dns)
+        pairs = _delivered(bench, ours, theirs)
+        rspamd.require(bench.rounds * bench.deliveries)
+    yield pairs.row(path, goal, "alias map, PostSRSd, rspamd")
+
+
+def _delivered(bench: Bench, ours: Setup, reference: Setup) -> Pairs:
+    """Both, in turn."""
+    found = []
+    for _ in range(bench.rounds):
+        mine, others = delivered(ours, bench.small[1], bench.deliveries)
+        theirs, more = delivered(reference, bench.small[1], bench.deliveries)
+        found.append((mine, theirs, max(others, more)))
+    return Pairs(*zip(*found, strict=True)).quiet()
 
 
 def growth(bench: Bench) -> Iterator[Row]:
@@ -303,5 +324,6 @@ MEASURES: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "inet": inet,
     "memory": memory,
     "postfix": postfix,
+    "stack": stack,
     "growth": growth,
 }

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from benchmarks.machine import Watch
 from tests.harness.ports import accepts, reserved_port
@@ -15,9 +16,23 @@ from tests.harness.service import Service
 from tests.harness.wait import wait_until
 
 SESSIONS = 20
-# Postfix's own limits, so that it works as fast as it can in both cases.
+WARM = 40  # messages before those that count
+LEAVES_FOR = "me@gmail.example"  # as scene.RULES have it
+# Postfix's own limits, so that it works as fast as it can whatever is measured.
 SETTINGS = {"smtpd_client_message_rate_limit": "0", "default_process_limit": "100"}
-ALIAS_MAP = {"virtual_alias_maps": "inline:{ {out@example.com = me@gmail.example} }"}
+ALIAS_MAP = {"virtual_alias_maps": f"inline:{{ {{out@example.com = {LEAVES_FOR}}} }}"}
+
+
+class Setup(NamedTuple):
+    """A Postfix that is measured.
+
+    Attributes:
+        milter: as in smtpd_milters; "" for none.
+        main: lines of main.cf.
+    """
+
+    milter: str
+    main: Mapping[str, str]
 
 
 class Sink(Service):
@@ -45,33 +60,36 @@ class Sink(Service):
         return int(found[-1]) if found else 0
 
 
-def delivered(folder: Path, message: Path, count: int, milter: str = "") -> tuple[float, float]:
-    """Delivered messages a second, with the milter or with an alias map instead.
+def running(setup: Setup, next_hop: int) -> Postfix:
+    """That Postfix, to be entered; all mail leaves for the port."""
+    milters = [setup.milter] if setup.milter else []
+    return Postfix(milters=milters, next_hop=next_hop, main={**SETTINGS, **setup.main})
+
+
+def delivered(setup: Setup, message: Path, count: int) -> tuple[float, float]:
+    """Delivered messages a second.
 
     Also the share of the processors that others had meanwhile. Postfix's own processes are ours
     for as long as it runs.
 
     Args:
-        folder: for smtp-source's input.
+        setup: what is measured.
         message: what is sent.
         count: how often.
-        milter: as in smtpd_milters.
     """
-    text = folder / "lf.eml"
+    with reserved_port() as port, Sink(port) as sink, running(setup, port) as server:
+        send(server, message, WARM)
+        wait_until(lambda: sink.count >= WARM, "the first mail arrives", 30)
+        watch, begun = Watch(), time.monotonic()
+        send(server, message, count)
+        wait_until(lambda: sink.count >= WARM + count, "all mail arrives", 120)
+        return count / (time.monotonic() - begun), watch.others()
+
+
+def send(server: Postfix, message: Path, count: int) -> None:
+    """Send a message so often, each time in a session of its own."""
+    text = message.with_suffix(".lf")
     text.write_bytes(message.read_bytes().replace(b"\r\n", b"\n"))
-    with reserved_port() as port, Sink(port) as sink:
-        main = SETTINGS if milter else SETTINGS | ALIAS_MAP
-        milters = [milter] if milter else []
-        with Postfix(milters=milters, next_hop=port, main=main) as server:
-            _send(server, text, 40)
-            wait_until(lambda: sink.count >= 40, "the first mail arrives", 30)
-            watch, begun = Watch(), time.monotonic()
-            _send(server, text, count)
-            wait_until(lambda: sink.count >= 40 + count, "all mail arrives", 120)
-            return count / (time.monotonic() - begun), watch.others()
-
-
-def _send(server: Postfix, text: Path, count: int) -> None:
     subprocess.run(
         ["smtp-source", "-s", str(SESSIONS), "-m", str(count), "-f", "alice@bank1.example",
          "-t", "out@example.com", "-F", str(text), f"127.0.0.1:{server.port}"],

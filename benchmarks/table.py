@@ -23,7 +23,7 @@ class Row:
         path: what was measured.
         ours: the raw figure.
         reference: what it is compared with.
-        ratio: of the two; within one run it holds on any machine.
+        ratio: of the two; within one run it holds on any machine. None: it was not measured.
         goal: the ratio that is wanted.
         at_most: the ratio shall not be above the goal; else not below it.
         note: how far the rounds were apart, or what else there is to say.
@@ -33,7 +33,7 @@ class Row:
     path: str
     ours: str
     reference: str
-    ratio: float
+    ratio: float | None
     goal: float
     at_most: bool = False
     note: str = ""
@@ -42,6 +42,8 @@ class Row:
     @property
     def good(self) -> bool:
         """Whether the goal is reached."""
+        if self.ratio is None:
+            return False
         return self.ratio <= self.goal if self.at_most else self.ratio >= self.goal
 
 
@@ -103,10 +105,11 @@ def show(rows: Sequence[Row], console: Console) -> None:
         shown.add_column(heading, overflow="fold")
     for row in rows:
         mark = Text("\u2713", "green") if row.good else Text("\u2717", "bold red")
-        if row.disturbed:
+        if row.disturbed or row.ratio is None:
             mark = Text("?", "yellow")
         goal = f"{'<=' if row.at_most else '>='} {row.goal:g}"
-        cells = (row.path, row.ours, row.reference, f"{row.ratio:.2f}", goal)
+        ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
+        cells = (row.path, row.ours, row.reference, ratio, goal)
         shown.add_row(*cells, mark, row.note)
     console.print(shown)
 
