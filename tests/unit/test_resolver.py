@@ -20,7 +20,7 @@ from aliasmilter.routing.lookup import (
     is_usable_pattern,
     patterns_for,
 )
-from aliasmilter.routing.resolver import MAX_ADDRESSES, MAX_DEPTH, resolve
+from aliasmilter.routing.resolver import MAX_ADDRESSES, MAX_DEPTH, MAX_FINALS, resolve
 from tests.unit.fakes import Store
 
 DAY = date(2026, 11, 1)
@@ -161,6 +161,17 @@ def test_a_fan_out_is_bounded() -> None:
     wide = {"w": " ".join(f"x{n}@gmail.example" for n in range(501))}
     decision = resolve(parse_address("w@example.com"), Store({"example.com": wide}), POLICY, DAY)
     assert decision.reason is Reason.TOO_WIDE
+
+
+def test_five_hundred_people_are_reached_by_ten_levels_of_their_own_each() -> None:
+    people = range(MAX_FINALS)
+    rules = {"all": " ".join(f"p{n}.1@example.com" for n in people)}
+    for level in range(1, MAX_DEPTH):
+        rules |= {f"p{n}.{level}": f"p{n}.{level + 1}@example.com" for n in people}
+    rules |= {f"p{n}.{MAX_DEPTH}": f"p{n}.{MAX_DEPTH}@example.com" for n in people}
+    decision = resolve(parse_address("all@example.com"), Store({"example.com": rules}), POLICY, DAY)
+    assert decision.reason is Reason.ALIAS
+    assert len(decision.finals) == MAX_FINALS
 
 
 def test_a_store_that_is_away_is_not_an_unknown_address() -> None:

@@ -29,7 +29,7 @@ from aliasmilter.routing.rules import Settings
 
 MAX_DEPTH = 10
 MAX_FINALS = 500
-MAX_ADDRESSES = 2 * MAX_FINALS  # finals and all that leads to them
+MAX_ADDRESSES = 1 + MAX_DEPTH * MAX_FINALS  # each final reached by ten levels of its own
 MAX_TEXT = 524_288  # characters of rules that are read for one recipient
 
 
