@@ -97,6 +97,16 @@ def test_a_bounce_that_the_mta_makes_itself_finds_its_way_back(ruled: Lab) -> No
     assert "no such user" in bounce.content.decode()
 
 
+def test_in_a_managed_srs_domain_return_addresses_are_good_and_all_others_refused(
+    ruled: Lab,
+) -> None:
+    ruled.rules("HSET domain:srs.example.net unknown reject")
+    assert str(ruled.send("eve@evil.example", "info@srs.example.net").rcpt).startswith("550 5.1.1")
+    ruled.world.refuse("550 5.1.1 no such user", recipient="me@gmail.example")
+    assert ruled.send("alice@bank.example", "out@example.com").accepted
+    ruled.world.wait_for("alice@bank.example", timeout=20)
+
+
 def test_a_forged_return_address_is_refused(ruled: Lab) -> None:
     ruled.send("alice@bank.example", "out@example.com")
     (forwarded,) = ruled.world.wait_for("me@gmail.example")

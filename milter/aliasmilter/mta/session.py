@@ -167,7 +167,7 @@ class Session:
 
     @property
     def wants_body(self) -> bool:
-        """Whether the body is looked at: only that of mail that leaves, is split, or examined."""
+        """Whether the body is looked at: hardly ever that of mail that simply stays."""
         handlings, service = self._mail.handlings, self._service
         if self._mail.oversized:
             return False
