@@ -40,6 +40,7 @@ class Fault(Enum):
     REFUSED = "refused"
     SILENCE = "silence"
     TRUNCATED = "truncated"  # over UDP: an empty answer with TC set; TCP answers in full
+    CUT = "cut"  # the same over TCP, too
     GARBAGE = "garbage"
     LOST = "lost"  # the first question gets no answer, the next ones do
 
@@ -104,7 +105,7 @@ class DnsServer:
         if fault is Fault.GARBAGE:
             return wire[:2] + b"\xff" * 20
         reply = self._reply(query, name, rdtype, fault)
-        if transport == "udp" and fault is Fault.TRUNCATED:
+        if fault is Fault.CUT or (transport == "udp" and fault is Fault.TRUNCATED):
             reply.answer.clear()
             reply.flags |= dns.flags.TC
         return _to_wire(reply, 1232 if transport == "udp" else 65535)

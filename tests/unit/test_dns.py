@@ -70,7 +70,9 @@ def test_a_name_that_cannot_be_in_dns_is_absent(resolver: Resolver, name: str) -
     assert resolver.lookup(5).txt(name) == ()
 
 
-@pytest.mark.parametrize("fault", [Fault.SERVFAIL, Fault.REFUSED, Fault.SILENCE, Fault.GARBAGE])
+@pytest.mark.parametrize(
+    "fault", [Fault.SERVFAIL, Fault.REFUSED, Fault.SILENCE, Fault.GARBAGE, Fault.CUT]
+)
 def test_row_16_trouble_is_never_absence(
     server: DnsServer, resolver: Resolver, fault: Fault
 ) -> None:

@@ -288,6 +288,8 @@ def _send(
     if reply.flags & dns.flags.TC:
         left = max(remaining - (time.monotonic() - started), 0.001)
         reply = dns.query.tcp(query, host, left, port)
+        if reply.flags & dns.flags.TC:  # what was cut off is not absent
+            raise _RefusalError("truncated")
     if not isinstance(reply, dns.message.QueryMessage):
         raise dns.query.BadResponse
     if reply.rcode() not in {dns.rcode.NOERROR, dns.rcode.NXDOMAIN}:
