@@ -175,3 +175,9 @@ def test_a_broken_command_within_a_session_harms_that_session_alone(
         assert fine.rcpt("<sales@example.com>").kind == "continue"
         assert fine.message().of("addrcpt") == [("<bob@example.com>",)]
     assert daemon.workers == workers
+
+
+def test_a_message_for_nobody_that_was_accepted_is_kept_by_its_sender(mta: Mta) -> None:
+    mta.mail()
+    assert mta.rcpt("<nobody@example.com>").kind != "continue"
+    assert mta.message().answer.text.startswith("451 4.3.0")

@@ -57,15 +57,10 @@ class Completion:
 
     def verdict(self) -> Verdict:
         """The answer to the end of the message."""
-        if self.mail.oversized:
-            return self._refused(Reason.HEADER_TOO_BIG)
         message = self.mail.message
-        loop = self._loop(message)
-        if loop:
-            return self._refused(loop)
-        self.forged = self._forged(message)
-        if len(self.forged) > MAX_REMOVED:
-            return self._refused(Reason.HEADER_TOO_BIG)
+        obstacle = self._obstacle(message)
+        if obstacle:
+            return self._refused(obstacle)
         try:
             outgoing = self._outgoing(message)
         except Unavailable as error:
@@ -74,6 +69,19 @@ class Completion:
         if outgoing.refusal:
             return self._refused(outgoing.refusal.reason, outgoing.refusal.text)
         return self._decide(message.with_changed_fields(outgoing.changed))
+
+    def _obstacle(self, message: Message) -> Reason | None:
+        """Why nobody gets the message, whatever else is true of it."""
+        if not self.mail.recipients:
+            # Whoever the MTA has it for, we know nobody: not accepted and dropped, but kept.
+            self.mail.notes["problem"] = "no recipient was accepted"
+            return Reason.INTERNAL_ERROR
+        if self.mail.oversized:
+            return Reason.HEADER_TOO_BIG
+        self.forged = self._forged(message)
+        if len(self.forged) > MAX_REMOVED:
+            return Reason.HEADER_TOO_BIG
+        return self._loop(message)
 
     def _outgoing(self, message: Message) -> Outgoing:
         """What holds for mail of our own users; it becomes what they are to be seen as."""
