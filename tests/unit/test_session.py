@@ -10,6 +10,7 @@ from aliasmilter.forwarding.srs import DAY
 from aliasmilter.forwarding.trace import HEADER as TRACE
 from aliasmilter.mail.address import parse_address
 from aliasmilter.mta.quarantine import HEADER as NOTE
+from aliasmilter.mta.session import MAX_COPIES
 from aliasmilter.mta.transaction import Edits
 from tests.unit.fakes import ALICE, SRS, Listener, Scene, Store
 
@@ -167,6 +168,17 @@ def test_a_store_that_is_away_is_a_451_and_what_rcpt_decided_holds() -> None:
     (reply,) = scene.rcpt("<carol@example.com>")
     assert reply.startswith("451 4.3.0")
     assert added(scene.end().edits) == ["<bob@example.com>"]
+
+
+def test_what_the_recipients_of_one_message_lead_to_is_bounded_and_the_others_wait() -> None:
+    people = {f"m{n}": f"m{n}@example.com" for n in range(400)}
+    scene = Scene(Store({"example.com": {"list": " ".join(people.values()), **people}}))
+    scene.session.mail(ALICE, [])
+    replies = scene.rcpt(*(f"<list+{n}@example.com>" for n in range(27)), "<m1@example.com>")
+    assert replies[:25] == [""] * 25
+    assert set(replies[25:]) == {"452 4.5.3 Too many recipients"}
+    assert len(scene.end().edits.recipients.add) == MAX_COPIES
+    assert scene.local().rcpt(*(f"<list+{n}@example.com>" for n in range(27))) == [""] * 27
 
 
 @pytest.mark.parametrize("argument", ["<bob@example.com>", "<x@elsewhere.example>", "<postmaster>"])

@@ -44,6 +44,9 @@ _DSN_PARAMETER = re.compile(
     re.IGNORECASE,
 )
 _NOBODY = Address("", "")
+# All that the recipients of one message may lead to: a rule with 500 targets hands a subaddress on
+# to each, so that list+1@, list+2@, ... are 500 others every time.
+MAX_COPIES = 10_000
 _LOOP = "[reinject] server leads back to this milter: give it the port of a listener without it"
 _MISSES = frozenset({Reason.UNKNOWN, Reason.CATCH_ALL})
 _GUESSING = "the client guesses addresses: no catch-all for it"
@@ -158,6 +161,7 @@ class Session:
             return reply
         mail.handling = mail.handling or handling_of(decision)
         mail.handlings |= handlings_of(decision)
+        mail.copies += len(decision.finals)
         mail.recipients.append(Recipient(text, _dsn_parameters(parameters), decision))
         return None
 
@@ -290,6 +294,9 @@ class Session:
         if beyond_ascii and not self._mail.is_smtputf8:
             # RFC 6531 section 3.2: never sent to a system in a message that did not ask for it.
             return replace(decision, reason=Reason.NEEDS_SMTPUTF8, finals=())
+        copies = len(decision.finals) + self._mail.copies
+        if copies > MAX_COPIES and not self._connection.client.is_local_submission:
+            return replace(decision, reason=Reason.TOO_MANY_RECIPIENTS, finals=())
         if self._needs_own_transaction(decision):
             return replace(decision, reason=Reason.OTHER_HANDLING, finals=())
         return decision

@@ -94,6 +94,7 @@ class Transaction:
         parameters: of MAIL, those that a copy keeps.
         login: of the client, when it authenticated.
         recipients: those that were accepted.
+        copies: how many people they lead to, counted for each of them.
         handling: what the first of them that somebody gets needs as a whole.
         handlings: what all their copies need, each for itself.
         deferred: what the whole message is answered with, when a recipient could not be.
@@ -111,6 +112,7 @@ class Transaction:
     parameters: tuple[str, ...] = ()
     login: str = ""
     recipients: list[Recipient] = field(default_factory=list)
+    copies: int = 0
     handling: Handling | None = None
     handlings: frozenset[Handling] = frozenset()
     deferred: Reply | None = None
