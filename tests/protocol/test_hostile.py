@@ -62,6 +62,18 @@ def test_row_10_a_line_end_in_a_sender_reaches_no_other_server_and_is_refused_fo
     assert "Traceback" not in splitting.log
 
 
+def test_row_10_a_clients_names_end_no_line_of_a_copy(splitting: Daemon, world: World) -> None:
+    odd = "x\r\nX-Injected: yes\r\n\r\n\x1b[2J"
+    with Mta(splitting.socket, helo=odd, client=(odd, "192.0.2.10", 34567)) as mta:
+        mta.mail()
+        assert mta.rcpt("<both@example.com>").kind == "continue"
+        assert mta.message().answer.kind == "continue"
+    (copy,) = world.wait_for("me@gmail.example")
+    assert "X-Injected" not in copy.message
+    assert b"\x1b" not in copy.content
+    assert b"Received: from x??X-Injected: yes????" in copy.content
+
+
 def test_row_10_odd_parameters_of_mail_do_not_stop_a_copy(splitting: Daemon, world: World) -> None:
     with Mta(splitting.socket) as mta:
         mta.send("M", b"<a@bank.example>\0ENVID=\xff\0RET=HDRS\0BODY=8BITMIME\rX\0")

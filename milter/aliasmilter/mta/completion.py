@@ -245,8 +245,10 @@ class Completion:
     def _received(self) -> HeaderField:
         """How the message came here (RFC 5321 section 4.4): its own such field is the MTA's."""
         client = self.connection.client
+        # Names that a client gives: nothing in them may end the line, or reach a terminal.
+        helo, name = (_CONTROL.sub("?", text[:255]) for text in (self.connection.helo, client.name))
         value = (
-            f" from {self.connection.helo or 'unknown'} ({client.name} [{client.ip}])"
+            f" from {helo or 'unknown'} ({name} [{client.ip}])"
             f"\n\tby {self.service.hostname} (alias-milter) with ESMTP"
             f" id {self.queue_id or log.NO_QUEUE};\n\t{formatdate(localtime=True)}"
         )
