@@ -330,6 +330,25 @@ def test_a_socket_that_postfix_cannot_write_is_told(tmp_path: Path) -> None:
     assert line.startswith("warning: [milter] socket_group: Postfix connects as postfix")
 
 
+@pytest.mark.parametrize(
+    ("group", "mode", "found"),
+    [
+        ("daemon", "0660", ["error: [milter] socket_group: daemon: Postfix connects as postfix"]),
+        ("postfix", "0600", ["error: [milter] socket_mode: 0600: Postfix connects as postfix"]),
+        ("postfix", "0640", ["error: [milter] socket_mode: 0640: Postfix connects as postfix"]),
+        ("postfix", "0660", []),
+        ("daemon", "0666", []),
+    ],
+)
+def test_group_and_mode_of_the_socket_have_to_let_postfix_in(
+    tmp_path: Path, group: str, mode: str, found: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("grp.getgrnam", lambda name: name)  # not every host has a Postfix
+    config: Config = {"milter": {"socket_mode": mode, "socket_group": group}}
+    lines = shown(findings(setup(), ours(tmp_path, config)))
+    assert [line.partition(" and has")[0] for line in lines] == found
+
+
 def test_long_lines_are_a_warning_where_nothing_is_sealed(tmp_path: Path) -> None:
     main = {"smtp_line_length_limit": "998"}
     lines = [service("smtp/inet"), service("127.0.0.1:10027/inet"), service("smtp/unix", "smtp")]

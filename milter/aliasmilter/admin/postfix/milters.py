@@ -1,8 +1,11 @@
 """Whether Postfix asks the milter, and what it does while it cannot."""
 
+import grp
 import os
+import pwd
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from aliasmilter.admin.ours import Endpoint, Ours, host_port, listed
@@ -228,11 +231,30 @@ def _content(setup: PostfixSetup, service: Service) -> Iterator[Finding]:
 
 
 def _group(setup: PostfixSetup, ours: Ours) -> Iterator[Finding]:
-    settings = ours.config.milter
+    """Whether Postfix's user can write the socket."""
+    settings, mode = ours.config.milter, int(ours.config.milter.socket_mode, 8)
     owner = setup.main.get("mail_owner", "postfix")
-    if ours.socket.path and not settings.socket_group and not int(settings.socket_mode, 8) & 0o002:
-        yield warning(
-            "[milter] socket_group",
-            f"Postfix connects as {owner} and has to write the socket; write: "
-            f'socket_group = "{owner}"',
-        )
+    if not ours.socket.path or mode & 0o002:
+        return
+    what = f"Postfix connects as {owner} and has to write the socket"
+    if not settings.socket_group:
+        yield warning("[milter] socket_group", f'{what}; write: socket_group = "{owner}"')
+    elif settings.socket_group not in _groups(owner):
+        what = f"{settings.socket_group}: {what}, but is not in that group"
+        yield error("[milter] socket_group", f'{what}; write: socket_group = "{owner}"')
+    if not mode & 0o020:
+        what = f"{settings.socket_mode}: {what}"
+        yield error("[milter] socket_mode", f'{what}; write: socket_mode = "0660"')
+
+
+def _groups(owner: str) -> list[str]:
+    """The groups of a user, who has them all even in a chroot (initgroups)."""
+    try:
+        user = pwd.getpwnam(owner)
+    except KeyError:
+        return [owner]  # not on this host: its own group, as a guess
+    names = []
+    for gid in os.getgrouplist(owner, user.pw_gid):
+        with suppress(KeyError):
+            names.append(grp.getgrgid(gid).gr_name)
+    return names
