@@ -23,6 +23,7 @@ def written(
     delivery: Delivery = "relay",
     change: Mapping[str, str] | None = None,
     mc: str = "",
+    maps: str = "",
 ) -> Path:
     """The document's sendmail.mc and domain files in a folder; nothing is started."""
     server = Sendmail(
@@ -34,10 +35,11 @@ def written(
         delivery=delivery,
         submission_port=SUBMISSION,
         mc=mc,
+        maps=maps,
         replace={", Addr=127.0.0.1')dnl\nDAEMON_OPTIONS(`Name=REINJECT": "')dnl\n"
                  "DAEMON_OPTIONS(`Name=REINJECT", **(change or {})},
     )  # fmt: skip
-    server.folder, server.port, server.srs_port = folder, 25, 10025
+    server.folder, server.port, server.srs_port = folder, 25, None if maps else 10025
     (folder / "etc").mkdir()
     for name, text in server.domain_files().items():
         server.write_file(name, text)
@@ -123,6 +125,37 @@ def test_a_wrong_line_is_found_and_named(
     lines = found(written(tmp_path, change=change))
     assert any(finding in line for line in lines), lines
     assert all("sendmail.mc" in line.split(": ")[1] for line in lines), lines
+
+
+MAPS = "unix:/run/alias-milter/map.sock"
+SERVED: Config = {"socketmap": {"listen": MAPS}}
+RELAYING = "relay-domains: example.com: managed in Redis, but Sendmail refuses its mail"
+
+
+def test_the_documented_file_with_lookup_tables_is_good(tmp_path: Path) -> None:
+    assert found(written(tmp_path, maps=MAPS), SERVED) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "config", "findings"),
+    [
+        ({}, {}, ["Krelay_domains: /run/alias-milter/map.sock is not where", "Ksrs_reverse: ",
+                  RELAYING, "relay-domains: fwd.example.net: an SRS domain", NO_LOOP]),
+        ({"Krelay_domains socket -T<TMPF> unix:/run/alias-milter/map.sock": "# none"}, SERVED,
+         [RELAYING, "relay-domains: fwd.example.net: an SRS domain"]),
+        ({"SLocal_check_rcpt": "SLocal_check_mail"}, SERVED,
+         [RELAYING, "relay-domains: fwd.example.net: an SRS domain"]),
+        ({"Ksrs_reverse socket -T<TMPF> unix:/run/alias-milter/map.sock":
+          "Ksrs_reverse socket -T<TMPF> inet:10003@127.0.0.1"}, SERVED,
+         ["Ksrs_reverse: 127.0.0.1:10003 is not where alias-milter serves it", NO_LOOP]),
+    ],
+)  # fmt: skip
+def test_lookup_tables_that_are_not_asked_or_served_are_found(
+    tmp_path: Path, change: Mapping[str, str], config: Config, findings: list[str]
+) -> None:
+    lines = found(written(tmp_path, maps=MAPS, change=change), config)
+    assert len(lines) == len(findings), lines
+    assert all(finding in line for finding, line in zip(findings, lines, strict=True)), lines
 
 
 def test_flag_w_is_found_where_mailboxes_are_local(tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ _DOUBTFUL = {
     "accept_unresolvable_domains": "bounces to senders in domains that do not exist stay in the "
     "queue",
 }
+# The tables of docs/socketmap.md, as Sendmail has to call them.
+_DOMAINS, _REVERSE = "relay_domains", "srs_reverse"
 # mailer/local.m4, before MODIFY_MAILER_FLAGS.
 _LOCAL_FLAGS = "lsDFMAw5:/|@q"
 
@@ -25,6 +27,7 @@ _LOCAL_FLAGS = "lsDFMAw5:/|@q"
 def check(setup: SendmailSetup, ours: Ours) -> Iterator[Finding]:
     """All findings about domains and where their mail goes."""
     yield from _features(setup)
+    yield from _tables(setup, ours)
     yield from _domains(setup, ours)
     yield from _local(setup, ours)
     yield from _virtual_users(setup, ours)
@@ -49,8 +52,34 @@ def _features(setup: SendmailSetup) -> Iterator[Finding]:
         yield warning(f"{setup.file} include", f"{name} is not there: what it says was not checked")
 
 
+def _tables(setup: SendmailSetup, ours: Ours) -> Iterator[Finding]:
+    """Tables of docs/sendmail.md, section 6, that are asked where nobody serves them."""
+    for name in (_DOMAINS, _REVERSE):
+        place = setup.socketmap(name)
+        if place and not _is_served(ours, place):
+            yield error(
+                f"{setup.file} K{name}",
+                f"{place} is not where alias-milter serves it: [socketmap] listen is "
+                f'"{ours.config.socketmap.listen}"',
+            )
+
+
+def _is_served(ours: Ours, place: Endpoint | None) -> bool:
+    return bool(place and ours.socketmap and place.is_same(ours.socketmap))
+
+
+def _asks_for_domains(setup: SendmailSetup, ours: Ours) -> bool:
+    """Whether check_rcpt lets in what our table says (section 6)."""
+    rules = setup.section("LOCAL_RULESETS")
+    asked = any(f"$({_DOMAINS} " in line for line in rules)
+    hooked = any(line.startswith("SLocal_check_rcpt") for line in rules)
+    return asked and hooked and _is_served(ours, setup.socketmap(_DOMAINS))
+
+
 def _domains(setup: SendmailSetup, ours: Ours) -> Iterator[Finding]:
     """What stands in neither class is refused before the milter is asked."""
+    if _asks_for_domains(setup, ours):
+        return
     known = setup.local_domains | setup.relay_domains
     covers = not setup.feature("relay_hosts_only")
 
@@ -110,10 +139,8 @@ def _way_back(setup: SendmailSetup, ours: Ours, domain: str) -> Iterator[Finding
     """Bounces of this host to SRS addresses pass no filter unless they are looped."""
     routes = [route for route in setup.routes if domain in route.domains]
     if not routes:
-        if any(
-            "srs" in line.lower() and "socket" in line for line in setup.section("LOCAL_CONFIG")
-        ):
-            return  # A socket map of alias-milter's turns them back.
+        if _is_served(ours, setup.socketmap(_REVERSE)):
+            return  # Our table turns them back.
         yield error(
             f"{setup.file} LOCAL_RULE_0",
             f"{domain}: bounces of this host to SRS addresses pass no filter and are lost; add "

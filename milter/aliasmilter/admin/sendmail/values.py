@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from aliasmilter.admin.ours import Endpoint, port_number
+from aliasmilter.admin.ours import Endpoint, port_number, sendmail_endpoint
 from aliasmilter.admin.sendmail.m4 import SECTIONS, Call, Reading
 
 FILTERS = "confINPUT_MAIL_FILTERS"
@@ -185,6 +185,13 @@ class SendmailSetup:
             if len(entry) == 2 and entry[1].upper() == "RELAY"
         ]
         return self.domain_class("R", "RELAY_DOMAIN", "relay-domains") | frozenset(allowed)
+
+    def socketmap(self, name: str) -> Endpoint | None:
+        """Where the table of that name is asked (K in LOCAL_CONFIG, map class socket)."""
+        for line in self.section("LOCAL_CONFIG"):
+            if found := re.match(rf"K{name}\s+socket\s+(?:-\S+\s+)*(\S+)", line):
+                return sendmail_endpoint(found[1])
+        return None
 
     @property
     def routes(self) -> list[Route]:
