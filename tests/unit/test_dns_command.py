@@ -49,6 +49,8 @@ def run(tmp_path: Path, redis: RedisServer, server: DnsServer) -> Run:
     redis.cli("HSET", "domain:example.com", "unknown", "reject")
     redis.cli("HSET", "domain:own.example", "srs_domain", "srs.own.example",
               "arc_domain", "example.com", "arc_selector", "own")  # fmt: skip
+    redis.cli("HSET", "domain:self.example", "srs_domain", "self.example")
+    redis.cli("HSET", "domain:user.example", "srs_domain", "self.example")
     redis.cli("HSET", "domain:keyless.example", "arc_domain", "keyless.example")
     return lambda *args: CliRunner().invoke(commands, ["dns", *args, "-c", str(file)])
 
@@ -64,7 +66,16 @@ def publish(server: DnsServer, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "domain", ["example.com", "own.example", "fwd.example.net", "srs.own.example", "example.net"]
+    "domain",
+    [
+        "example.com",
+        "own.example",
+        "fwd.example.net",
+        "srs.own.example",
+        "example.net",
+        "self.example",
+        "user.example",
+    ],
 )
 def test_a_name_server_with_what_is_printed_passes_the_check(
     run: Run, server: DnsServer, domain: str
@@ -97,6 +108,15 @@ def test_a_managed_domain_gets_its_own_records_and_those_of_its_senders(run: Run
     assert "srs.own.example. IN MX" in text
     assert "own._domainkey.example.com. IN TXT (" in text
     assert "fwd.example.net" not in text
+
+
+@pytest.mark.parametrize("domain", ["self.example", "user.example"])
+def test_a_domain_that_is_managed_and_of_srs_senders_has_one_spf_record(
+    run: Run, domain: str
+) -> None:
+    lines = run(domain).output.splitlines()
+    spf = 'self.example. IN TXT "v=spf1 a:mx.example.net ~all"'
+    assert [line for line in lines if line.startswith("self.example. IN TXT")] == [spf]
 
 
 def test_the_check_shows_what_is_there_instead(run: Run, server: DnsServer) -> None:

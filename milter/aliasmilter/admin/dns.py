@@ -92,7 +92,9 @@ def run(path: Path, domain: str, *, check: bool) -> int:
     finally:
         client.close()
     wanted = _Records(config, keyring, domains)
-    needed = {(each.name, each.text): each for each in wanted.of(domain)}
+    needed: dict[tuple[str, str], Needed] = {}
+    for each in wanted.of(domain):
+        needed.setdefault((each.name, each.text), each)
     for wrong in wanted.problems:
         click.echo(f"alias-milter: {wrong}", err=True)
     if not needed and not wanted.problems:
@@ -141,9 +143,13 @@ class _Records:
         yield from self._key(choice if any(choice) else None)
 
     def _srs(self, domain: str) -> Iterator[Needed]:
+        is_managed = domain in self._domains
         yield self._mx(domain, "bounces to SRS senders come back here")
-        yield self._spf(domain, "-all", "this host sends with SRS senders")
-        if domain not in self._domains:
+        # RFC 7208 section 4.5: two records at one name are a permerror for all its mail. Where
+        # people write in its name too, it has to be theirs.
+        end = "~all" if is_managed else "-all"
+        yield self._spf(domain, end, "this host sends with SRS senders")
+        if not is_managed:
             yield self._dmarc(domain, "reject", "nobody writes mail in the name of SRS senders")
 
     def _mx(self, domain: str, purpose: str) -> Needed:
