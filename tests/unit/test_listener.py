@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -66,3 +67,18 @@ def test_what_is_no_socket_is_refused_at_once(
     with pytest.raises(ListenerError, match="no socket"):
         Listener(f"unix:{file}", MilterSection())
     assert file.exists()
+
+
+def test_a_group_that_the_daemon_is_not_in_is_named_and_nothing_is_left_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr("os.chown", refuse)
+    monkeypatch.setattr("grp.getgrnam", lambda _: SimpleNamespace(gr_gid=123))
+    file = tmp_path / "milter.sock"
+    with pytest.raises(ListenerError, match="user has to be in the group postfix "):
+        Listener(f"unix:{file}", MilterSection(socket_group="postfix"))
+    # Mode 0 as yet: who is not root could not find out at the next start that it is stale.
+    assert not file.exists()

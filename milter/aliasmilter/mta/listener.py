@@ -96,12 +96,28 @@ class Listener:
             listener.bind(str(path))
         finally:
             os.umask(umask)
-        if settings.socket_group:
-            os.chown(path, -1, grp.getgrnam(settings.socket_group).gr_gid)
-        path.chmod(int(settings.socket_mode, 8))
-        listener.listen(BACKLOG)
+        try:
+            _open_to(path, settings)
+            listener.listen(BACKLOG)
+        except OSError:
+            listener.close()
+            # Left as it is, the next start could not tell whether somebody listens there.
+            path.unlink()
+            raise
         self._identity = _identity(path)
         return listener
+
+
+def _open_to(path: Path, settings: MilterSection) -> None:
+    """Give the socket its group and mode."""
+    group = settings.socket_group
+    try:
+        if group:
+            os.chown(path, -1, grp.getgrnam(group).gr_gid)
+    except PermissionError as error:
+        what = f"the daemon's user has to be in the group {group} ([milter] socket_group)"
+        raise OSError(error.errno, what) from None
+    path.chmod(int(settings.socket_mode, 8))
 
 
 def _once_free(opened: Callable[[], socket.socket]) -> socket.socket:
