@@ -65,6 +65,7 @@ FILTER = "INPUT_MAIL_FILTER(`alias-milter', `S="
 NO_LOOP = "LOCAL_RULE_0: fwd.example.net: bounces of this host"
 MSRSLOOP = "Msrsloop"
 LOCAL = "MAILER(`local')dnl\n"
+DEBIANS = "DAEMON_OPTIONS(`Family=inet,  Name=MTA-v4, Port=smtp, Addr=127.0.0.1')dnl\n"
 
 
 @pytest.mark.parametrize(
@@ -90,6 +91,8 @@ LOCAL = "MAILER(`local')dnl\n"
         ({"Addr=127.0.0.1, Port=10026": "Port=10026"}, "takes mail from everywhere, past alias-m"),
         ({"Port=10026": "Port=10099"}, "DAEMON_OPTIONS: nobody listens on 127.0.0.1:10026"),
         ({"DAEMON_OPTIONS(`Name=MTA": "dnl (`Name=MTA"}, "DAEMON_OPTIONS: no listener on port 25"),
+        ({"DAEMON_OPTIONS(`Name=MTA": f"{DEBIANS}DAEMON_OPTIONS(`Name=MTA"},
+         "has that port already: one of the two stays closed"),
         ({"Port=25'": "Port=25, InputMailFilters='"}, "port 25: InputMailFilters leaves alias-mil"),
         ({"Port=25'": "Port=25, Addr=127.0.0.1'"}, "port 25 is open for this host alone"),
         (without("listeners", "FEATURE(`no_default_msa"), "Sendmail opens port 587 by itself"),
@@ -156,6 +159,21 @@ def test_lookup_tables_that_are_not_asked_or_served_are_found(
     lines = found(written(tmp_path, maps=MAPS, change=change), config)
     assert len(lines) == len(findings), lines
     assert all(finding in line for finding, line in zip(findings, lines, strict=True)), lines
+
+
+@pytest.mark.parametrize(
+    ("line", "is_twice"),
+    [
+        ("Name=MTA6, Family=inet6, Port=25", False),
+        ("Name=MTA-v4, Family=inet, Port=smtp, Addr=192.0.2.1", True),
+        ("Name=MSP, Port=587, Addr=127.0.0.1, M=Ea", False),
+        ("Name=X, Port=10026, Addr=127.0.0.1, InputMailFilters=", True),
+        ("Name=X, Port=10026, Addr=192.0.2.1, InputMailFilters=alias-milter", False),
+    ],
+)
+def test_two_listeners_want_one_port(tmp_path: Path, line: str, *, is_twice: bool) -> None:
+    lines = found(written(tmp_path, mc=f"DAEMON_OPTIONS(`{line}')dnl\n"))
+    assert any("has that port already" in one for one in lines) is is_twice, lines
 
 
 def test_flag_w_is_found_where_mailboxes_are_local(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from itertools import combinations
 
 from aliasmilter.admin.ours import Ours, listed, sendmail_endpoint
 from aliasmilter.admin.report import Finding, error, warning
@@ -117,6 +118,7 @@ def _listeners(setup: SendmailSetup, ours: Ours, mine: Filter | None) -> Iterato
         )
     elif not any(one.is_public for one in mta):
         yield warning(mta[0].where, f"port 25 is open for this host alone; write: {line}")
+    yield from _twice(setup)
     for one in setup.listeners:
         if one.is_public and mine and not has_milter(setup, one, mine) and not _copies(one, ours):
             yield error(
@@ -134,6 +136,17 @@ def _listeners(setup: SendmailSetup, ours: Ours, mine: Filter | None) -> Iterato
             f"{limit} processes for all listeners together: busy clients close the private ones "
             "too, and mail that needs them gets 451; limit the public port by children=",
         )
+
+
+def _twice(setup: SendmailSetup) -> Iterator[Finding]:
+    """Ports that two lines want, such as one of Debian's own and one of docs/sendmail.md."""
+    for one, other in combinations(setup.listeners, 2):
+        if other.takes_from(one):
+            yield error(
+                f"{other.where} port {other.endpoint.port}",
+                f"{one.where} has that port already: one of the two stays closed (Address already "
+                "in use); take the line away that is not meant",
+            )
 
 
 def _no_login(one: Listener, setup: SendmailSetup) -> Finding:

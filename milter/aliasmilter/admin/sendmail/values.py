@@ -17,6 +17,7 @@ from aliasmilter.admin.sendmail.m4 import SECTIONS, Call, Reading
 
 FILTERS = "confINPUT_MAIL_FILTERS"
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+_EVERY = {"0.0.0.0": "", "::": "", "IPv6:::": "", "localhost": "127.0.0.1"}  # noqa: S104  # recognised
 # libmilter's side in Sendmail (milter.h): seconds, for what T= does not say.
 _TIMEOUTS = {"C": 300.0, "S": 10.0, "R": 10.0, "E": 300.0}
 
@@ -48,6 +49,7 @@ class Listener(NamedTuple):
         modifiers: the letters of M=.
         filters: the names in InputMailFilters=; None when it is not given: all filters.
         children: whether its processes have a limit of their own.
+        family: "inet" or "inet6".
     """
 
     where: str
@@ -55,6 +57,13 @@ class Listener(NamedTuple):
     modifiers: str
     filters: tuple[str, ...] | None
     children: bool
+    family: str = "inet"
+
+    def takes_from(self, other: "Listener") -> bool:
+        """Whether both want the same port of an address: the system gives it to one of them."""
+        hosts = {_EVERY.get(one.endpoint.host, one.endpoint.host) for one in (self, other)}
+        same = (self.family, self.endpoint.port) == (other.family, other.endpoint.port)
+        return same and self.endpoint.port > 0 and (len(hosts) == 1 or "" in hosts)
 
     @property
     def is_public(self) -> bool:
@@ -230,6 +239,7 @@ def _listener(call: Call) -> Listener:
         modifiers=options.get("M", ""),
         filters=None if filters is None else tuple(re.split(r"[;\s]+", filters.strip(" ;"))),
         children="C" in options,
+        family=options.get("F", "inet").lower(),
     )
 
 
