@@ -115,6 +115,14 @@ def test_a_new_socket_needs_a_restart_and_the_rest_of_the_configuration_holds(
     assert not (daemon.folder / "other.sock").exists()
 
 
+def test_a_new_mode_of_the_socket_is_not_left_out_without_a_word(start: Start) -> None:
+    daemon = start()
+    log = reload(daemon, {"milter": {"socket_mode": "0600"}}, "reloaded")
+    assert "warning: a new socket_mode or socket_group needs a restart" in log.splitlines()
+    log = reload(daemon, {"milter": {"socket_mode": "0600", "workers": 3}}, "reloaded")
+    assert "restart" not in log
+
+
 @pytest.mark.parametrize(
     ("config", "problem"),
     [

@@ -238,6 +238,9 @@ class Supervisor:
         sockets = [(each.milter.socket, each.socketmap, each.metrics) for each in (old, new)]
         if sockets[0] != sockets[1]:
             log.get().warning("a new socket needs a restart")
+        rights = [(each.milter.socket_mode, each.milter.socket_group) for each in (old, new)]
+        if rights[0] != rights[1]:
+            log.get().warning("a new socket_mode or socket_group needs a restart")
         self.loaded = loaded
         log.set_up(loaded.config.log.format, loaded.config.log.level)
         self._replace_workers()
