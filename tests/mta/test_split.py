@@ -15,6 +15,7 @@ from tests.mta.sealing import bank_dns, signed, start_sealing, verdicts
 
 MTAS = ("postfix", "sendmail")
 ALICE = "alice@bank.example"
+NOTE = "X-Alias-Milter-Quarantine"
 RULES = (
     "HSET domain:example.com unknown reject",
     "HSET alias:example.com bob bob@example.com out me@gmail.example * quarantine",
@@ -127,6 +128,18 @@ def test_quarantined_copies_carry_their_header_alone(split: Lab) -> None:
     (hit,) = split.world.wait_for("quarantine@example.net")
     assert "X-Alias-Milter-Quarantine" not in mine.message
     assert "guess@example.com" in str(hit.message["X-Alias-Milter-Quarantine"])
+
+
+def test_the_other_targets_of_a_rule_with_a_quarantined_one_get_copies_without_the_header(
+    split: Lab,
+) -> None:
+    split.rules('HSET alias:example.com mix "guess@example.com bob@example.com out@example.com"')
+    assert split.send(ALICE, "mix@example.com").accepted
+    assert [who for who, _ in got(split)] == [
+        "bob@example.com", "me@gmail.example", "quarantine@example.net",
+    ]  # fmt: skip
+    noted = [d.recipient for d in split.world.deliveries if NOTE in d.message]
+    assert noted == ["quarantine@example.net"]
 
 
 @pytest.mark.parametrize("others", [["bob@example.com"], ["bob@example.com", "out@example.com"]])

@@ -33,12 +33,14 @@ class Final:
         leaves: the mail is handed to another system on behalf of an alias.
         held: the MTA keeps it in its hold queue.
         mailbox: the address without the subaddress that came along; None: there came none along.
+        quarantined: it is the quarantine mailbox, which gets a hit.
     """
 
     address: Address
     leaves: bool = False
     held: bool = False
     mailbox: Address | None = None
+    quarantined: bool = False
 
 
 @dataclass(frozen=True, slots=True)

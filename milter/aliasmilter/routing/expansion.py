@@ -254,7 +254,8 @@ class Expansion:
                 f"domain:{address.domain}", "quarantine: no mailbox here nor in the configuration"
             )
         # Ours, whatever its domain: not looked up further, and its sender stays.
-        return Outcome(final=Final(mailbox), quarantined=what, says=f"quarantine: {mailbox}")
+        final = Final(mailbox, quarantined=True)
+        return Outcome(final=final, quarantined=what, says=f"quarantine: {mailbox}")
 
     def _hold(self, rule: Rule, what: Quarantined) -> Outcome:
         """Held under the names the rule gives, else under the address as it came."""

@@ -190,10 +190,10 @@ def recipient_edits(envelope: Envelope, recipients: Sequence[Recipient]) -> Reci
 
 
 def _handling(decision: Decision, finals: Sequence[Final]) -> Handling:
-    held = leaves = False
+    held = leaves = quarantined = False
     for final in finals:
         held, leaves = held or final.held, leaves or final.leaves
-    quarantined = bool(decision.quarantined)
+        quarantined = quarantined or final.quarantined or final.held
     if not (held or leaves or quarantined or decision.vendors):
         return _ORDINARY
     strict = next((vendor.address.key for vendor in decision.vendors if vendor.strict), "")
