@@ -4,26 +4,34 @@ An unknown key, a wrong type or an impossible combination is an error that names
 all of them are reported at once. Nothing here has a default secret.
 """
 
-import grp
-import re
 import socket
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from aliasmilter import redisurl
-from aliasmilter.endpoints import (
-    checked_host_port,
-    checked_socket,
-    parse_host_port,
-    parse_nameserver,
+from aliasmilter.configvalues import (
+    Delimiter,
+    Domain,
+    File,
+    Group,
+    HostPort,
+    Mailbox,
+    Mode,
+    Nameserver,
+    NotNegative,
+    OptionalHostPort,
+    OptionalSocket,
+    Positive,
+    Seconds,
+    Socket,
+    StoreUrl,
 )
-from aliasmilter.mail.address import Address, AddressError, parse_address, parse_domain
+from aliasmilter.endpoints import parse_host_port
+from aliasmilter.mail.address import Address, parse_address
 from aliasmilter.routing.decision import Policy
-from aliasmilter.routing.rules import RuleError, parse_delimiter
 
 DEFAULT_PATH = Path("/etc/alias-milter/alias-milter.toml")
 
@@ -38,73 +46,6 @@ class ConfigError(Exception):
     def __init__(self, *problems: str) -> None:
         super().__init__("\n".join(problems))
         self.problems = problems
-
-
-def _domain(text: str) -> str:
-    try:
-        return parse_domain(text)
-    except AddressError as error:
-        raise ValueError(f"{text!r}: {error}") from None
-
-
-def _mailbox(text: str) -> str:
-    try:
-        return str(parse_address(text))
-    except AddressError as error:
-        raise ValueError(f"{text!r}: {error}") from None
-
-
-def _delimiter(text: str) -> str:
-    try:
-        return parse_delimiter(text)
-    except RuleError as error:
-        raise ValueError(str(error)) from None
-
-
-def _mode(text: str) -> str:
-    if not re.fullmatch(r"0?[0-7]{3}", text):
-        raise ValueError(f"{text!r} is no file mode such as 0660")
-    return text
-
-
-def _group(text: str) -> str:
-    if text:
-        try:
-            grp.getgrnam(text)
-        except KeyError:
-            raise ValueError(f"there is no group {text!r}") from None
-    return text
-
-
-def _file(path: Path) -> Path:
-    if "\0" in str(path):
-        raise ValueError("no name of a file: a NUL in it")
-    return path
-
-
-def _nameserver(text: str) -> str:
-    try:
-        parse_nameserver(text)
-    except ValueError:
-        raise ValueError(f"{text!r} is not an IP address or ADDRESS:PORT") from None
-    return text
-
-
-def _or_nothing(checked: Callable[[str], str]) -> Callable[[str], str]:
-    return lambda text: checked(text) if text else text
-
-
-def _store_url(text: str) -> str:
-    redisurl.parse(text)
-    return text
-
-
-File = Annotated[Path, Field(strict=False), AfterValidator(_file)]
-Domain = Annotated[str, AfterValidator(_domain)]
-Mailbox = Annotated[str, AfterValidator(_mailbox)]
-Positive = Annotated[int, Field(gt=0)]
-NotNegative = Annotated[int, Field(ge=0)]
-Seconds = Annotated[float, Field(gt=0, le=3600)]
 
 
 class _Section(BaseModel):
@@ -123,9 +64,9 @@ class MilterSection(_Section):
         drain: seconds that a worker which stops gives to what it has begun.
     """
 
-    socket: Annotated[str, AfterValidator(checked_socket)] = "unix:/run/alias-milter/milter.sock"
-    socket_mode: Annotated[str, AfterValidator(_mode)] = "0660"
-    socket_group: Annotated[str, AfterValidator(_group)] = ""
+    socket: Socket = "unix:/run/alias-milter/milter.sock"
+    socket_mode: Mode = "0660"
+    socket_group: Group = ""
     workers: Annotated[int, Field(ge=0, le=256)] = 0
     pin_workers: bool = True
     drain: Seconds = 20.0
@@ -140,7 +81,7 @@ class StoreSection(_Section):
         cache: while there are many lookups, keep answers for as long as Redis says they are true.
     """
 
-    url: Annotated[str, AfterValidator(_store_url)] = "redis://127.0.0.1:6379/0"
+    url: StoreUrl = "redis://127.0.0.1:6379/0"
     timeout: Seconds = 1.0
     cache: bool = True
 
@@ -150,14 +91,14 @@ class MailSection(_Section):
 
     hostname: Domain = Field(default_factory=socket.getfqdn, validate_default=True)
     local_domains: tuple[Domain, ...] = Field(default=(), strict=False)
-    delimiter: Annotated[str, AfterValidator(_delimiter)] = "+"
+    delimiter: Delimiter = "+"
     max_received: Positive = 50
 
 
 class ReinjectSection(_Section):
     """A listener of the same MTA without this milter; `timeout` in seconds for all copies."""
 
-    server: Annotated[str, AfterValidator(checked_host_port)] | None = None
+    server: HostPort | None = None
     timeout: Seconds = 30.0
 
 
@@ -200,9 +141,7 @@ class AuthenticationSection(_Section):
 class DNSSection(_Section):
     """Name servers; `timeout` in seconds for all the DNS work of one message."""
 
-    nameservers: tuple[Annotated[str, AfterValidator(_nameserver)], ...] = Field(
-        default=(), strict=False
-    )
+    nameservers: tuple[Nameserver, ...] = Field(default=(), strict=False)
     timeout: Seconds = 5.0
 
 
@@ -221,7 +160,7 @@ class QuarantineSection(_Section):
 class SocketmapSection(_Section):
     """Lookup tables for the MTA; not served when `listen` is empty."""
 
-    listen: Annotated[str, AfterValidator(_or_nothing(checked_socket))] = ""
+    listen: OptionalSocket = ""
 
 
 class LimitsSection(_Section):
@@ -241,7 +180,7 @@ class LimitsSection(_Section):
 class MetricsSection(_Section):
     """Where monitoring asks; nothing is counted when `listen` is empty."""
 
-    listen: Annotated[str, AfterValidator(_or_nothing(checked_host_port))] = ""
+    listen: OptionalHostPort = ""
 
     @property
     def endpoint(self) -> str:
@@ -270,7 +209,7 @@ class SubmissionSection(_Section):
 class HarvestSection(_Section):
     """Clients that guess addresses; `limit` 0 switches the count off, `window` is in seconds."""
 
-    limit: Annotated[int, Field(ge=0)] = 0
+    limit: NotNegative = 0
     window: Annotated[int, Field(ge=10, le=86_400)] = 3600
 
 

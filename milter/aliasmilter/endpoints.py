@@ -38,25 +38,6 @@ def parse_host_port(text: str) -> tuple[str, int]:
     return bare, int(port)
 
 
-def checked_host_port(text: str) -> str:
-    """Return what `parse_host_port` can read as it is; raises ValueError for anything else."""
-    parse_host_port(text)
-    return text
-
-
-def checked_socket(text: str) -> str:
-    """Return the name of a socket as it is: "unix:PATH" or "inet:PORT@ADDRESS".
-
-    Raises ValueError for anything else.
-    """
-    kind, _, rest = text.partition(":")
-    port, at, host = rest.partition("@")
-    inet = kind in ("inet", "inet6") and port.isdecimal() and 0 < int(port) < 65_536 and at and host
-    if not inet and not (kind == "unix" and rest and "\0" not in rest):
-        raise ValueError(f"{text!r} is neither unix:PATH nor inet:PORT@ADDRESS")
-    return text
-
-
 def _is_host(text: str) -> bool:
     try:
         _ = ip_address(text) if ":" in text else parse_domain(text)

@@ -31,6 +31,8 @@ def test_sections_with_defaults_may_be_left_out(file: Path) -> None:
         ("[mitler]\nworkers = 2", "[mitler]: no such section"),
         ('[milter]\nworkers = "2"', "[milter] workers: "),
         ('[milter]\nsocket = "/run/x"', "[milter] socket: "),
+        ('[milter]\nsocket = "inet:8891@[::1]"', "of IPv6; write inet6:8891@[::1]"),
+        (f'[milter]\nsocket = "unix:/{"x" * 107}"', "no path of a socket has over 107 octets"),
         ('[milter]\nsocket_mode = "rw"', "[milter] socket_mode: "),
         ('[milter]\nsocket_group = "no such group"', "[milter] socket_group: "),
         ('[store]\nurl = "http://x"', "[store] url: "),
