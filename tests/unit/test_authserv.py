@@ -222,7 +222,7 @@ def test_sealers_of_a_chain_that_passed_are_named() -> None:
         b" mx.example.net; spf=pass " + b"(" * 3000 + b")" * 3000,
         b" mx.example.net; spf=pass " + b"(" * 1900 + b")" * 1900,
         b" mx.example.net; spf=pass reason=" + b"x" * 5000,
-        b" mx.example.net; spf=pass \xff",
+        b" mx.example.net; spf=p\xffss",
         b" mx.example.net; spf",
         b" mx.example.net 9; spf=pass",
         b" mx.example.net",
@@ -234,6 +234,54 @@ def test_sealers_of_a_chain_that_passed_are_named() -> None:
 )
 def test_row_13_what_cannot_be_read_counts_as_absent(value: bytes) -> None:
     assert trusted_results(message(value), OURS) == Results()
+
+
+@pytest.mark.parametrize(
+    "sender",
+    [
+        '"j\u00fcrgen@evil.example"',  # rspamd quotes what is no token
+        "j\u00fcrgen@evil.example",
+        '"\\"(((((((((x)))))))))\\"@evil.example"',
+        "x:y@evil.example",
+        "<>",
+        "[192.0.2.1]",
+    ],
+)
+def test_a_sender_cannot_hide_the_other_results_of_the_field(sender: str) -> None:
+    value = (
+        f" mx.example.net;\n\tdkim=none;\n\tspf=none (mx.example.net: domain of {sender} has no"
+        f" SPF policy when checking 192.0.2.1) smtp.mailfrom={sender};\n\tdmarc=fail"
+        ' reason="No valid SPF, No valid DKIM" header.from=bank.example (policy=reject)'
+    )
+    results = trusted_results(message(value.encode()), OURS)
+    assert results.dmarc == DmarcResult(Verdict.FAIL, "bank.example", "reject")
+    assert results.dkim == (DkimResult(Verdict.NONE),)
+
+
+def test_a_result_that_cannot_be_read_and_a_semicolon_too_many_leave_the_others() -> None:
+    value = b" mx.example.net; dkim; spf=pass (;) smtp.mailfrom=a.example;; dmarc=pass (p=none);"
+    assert trusted_results(message(value), OURS) == Results(
+        spf=SpfResult(Verdict.PASS, "a.example"), dmarc=DmarcResult(Verdict.PASS, "", "none")
+    )
+
+
+@pytest.mark.parametrize(
+    ("address", "domain"),
+    [
+        ("j\u00fcrgen@a.example", "a.example"),
+        ("b\u00fccher.example", "xn--bcher-kva.example"),
+        ('"j\u00fcrgen b"@b\u00fccher.example', "xn--bcher-kva.example"),
+        ("a\uff0eexample", "a.example"),
+        ("bad\u2028.example", ""),
+    ],
+)
+def test_addresses_may_stand_in_utf_8(address: str, domain: str) -> None:
+    # RFC 8601, 2.2, in internationalized mail
+    value = f" mx.example.net; spf=pass (\u00fc) smtp.mailfrom={address}; dkim=none".encode()
+    results = trusted_results(message(value), OURS)
+    assert results.dkim == (DkimResult(Verdict.NONE),)
+    assert results.spf is not None
+    assert (results.spf.verdict, results.spf.domain) == (Verdict.PASS, domain)
 
 
 def test_odd_values_are_not_taken_over() -> None:

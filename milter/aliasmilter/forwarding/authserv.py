@@ -13,7 +13,12 @@ from authres.core import AuthenticationResult, AuthResError
 
 from aliasmilter.forwarding.chain import named_sets
 from aliasmilter.forwarding.names import to_a_label
-from aliasmilter.forwarding.resinfo import quote_addresses, read_results
+from aliasmilter.forwarding.resinfo import (
+    quote_addresses,
+    read_results,
+    split_results,
+    to_ascii,
+)
 from aliasmilter.forwarding.results import (
     ArcResult,
     DkimResult,
@@ -109,8 +114,8 @@ def _normal(text: str) -> str:
 def trusted_results(message: Message, authserv_id: str, client_ip: str = "") -> Results:
     """The results in the fields that carry our authserv-id, and in no others.
 
-    Never raises. Fields that are too long, too deeply nested or malformed count as absent; of
-    several results for SPF, DMARC or ARC the topmost field's counts, as it was added last.
+    Never raises. Fields that are too long count as absent, as do results that are malformed or too
+    deeply nested; of several for SPF, DMARC or ARC the topmost field's counts: it was added last.
     """
     ours = [field for field in message.fields(NAME) if claims(field, authserv_id)]
     found: list[AuthenticationResult] = []
@@ -129,16 +134,31 @@ def trusted_results(message: Message, authserv_id: str, client_ip: str = "") -> 
 
 
 def _parse(field: HeaderField) -> list[AuthenticationResult]:
-    text = " ".join(field.unfolded.decode("latin-1").split())
-    if not text.isascii() or len(text) > MAX_FIELD or _nesting(text) > MAX_NESTING:
+    """The results in a field; one that cannot be read takes none of the others with it.
+
+    They say what a sender wrote, who must not be able to hide a verdict by it.
+    """
+    text = to_ascii(b" ".join(field.unfolded.split()).decode("utf-8", "replace"))
+    if len(text) > MAX_FIELD:
         return []
+    found = _read(text)
+    if found is not None:
+        return found
+    identifier, *results = split_results(text)
+    return [each for one in results for each in _read(f"{identifier};{one}") or ()]
+
+
+def _read(text: str) -> list[AuthenticationResult] | None:
+    """What authres reads in the value of a field, None when it does not read it."""
+    if _nesting(text) > MAX_NESTING:
+        return None
     try:
         parsed = all_features().parse_value(quote_addresses(text)).results
         # "none" (RFC 8601, 2.2: no-result) is read as a result without a method.
         found = [each for each in parsed if isinstance(each, AuthenticationResult)]
     except (AuthResError, AttributeError, TypeError, ValueError):
         # authres raises more than its own errors on malformed fields.
-        return []
+        return None
     _add_comments(found, text)
     return found
 
