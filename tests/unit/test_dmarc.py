@@ -234,7 +234,6 @@ def test_another_version_is_no_record(version: str) -> None:
         ("p=reject", "sub.example.org", "reject"),
         ("p=reject; sp=quarantine", "sub.example.org", "quarantine"),
         ("p=reject; sp=quarantine", "example.org", "reject"),
-        ("p=none; sp=bogus", "sub.example.org", "none"),
         ("P = Reject", "example.org", "reject"),
         ("p=reject; t=y", "example.org", "quarantine"),
         ("p=quarantine; t=y", "example.org", "none"),
@@ -247,6 +246,15 @@ def test_another_version_is_no_record(version: str) -> None:
 )
 def test_policies(record: str, domain: str, found: str) -> None:
     assert evaluate(policy(f"v=DMARC1; {record}"), domain) == ("fail", found)
+
+
+@pytest.mark.parametrize("tags", ["sp=bogus", "np=bogus", "sp=", "sp=none; np=reject+"])
+@pytest.mark.parametrize("domain", ["example.org", "sub.example.org"])
+def test_a_policy_for_subdomains_that_is_none_spoils_the_record(tags: str, domain: str) -> None:
+    # RFC 9989, 4.10.1 (and RFC 7489, 6.6.3): as p=none, or no DMARC when nobody wants reports
+    record = f"v=DMARC1; p=reject; {tags}"
+    assert evaluate(policy(f"{record}; rua=mailto:a@b.example"), domain) == ("fail", "none")
+    assert evaluate(policy(record), domain) == ("none", "")
 
 
 def test_the_policy_for_domains_that_do_not_exist() -> None:

@@ -150,8 +150,8 @@ def _record(texts: tuple[bytes, ...]) -> Record | None:
 def parse(text: bytes) -> Record:
     """Read a record; tags that cannot be read are left out (RFC 9989, 4.7).
 
-    There is no policy in it when `p` is not usable, and there is no address for reports that
-    would make it "none" (RFC 9989, 4.10.1).
+    There is no policy in it when `p` is not usable, or `sp` or `np` says what is none, and there
+    is no address for reports that would make it "none" (RFC 9989, 4.10.1).
     """
     # Too long ones must not fill the cache, either.
     return _parse(text) if len(text) <= MAX_RECORD else _TOO_LONG
@@ -161,14 +161,15 @@ def parse(text: bytes) -> Record:
 def _parse(text: bytes) -> Record:
     tags = _tags(text.decode("latin-1"))
     policy = tags.get("p", "")
-    if policy not in POLICIES:
+    subdomains = tags.get("sp", policy)
+    nonexistent = tags.get("np", subdomains)
+    if not {policy, subdomains, nonexistent} <= set(POLICIES):
         policy = "none" if "mailto:" in tags.get("rua", "") else ""
-    subdomains = tags.get("sp") if tags.get("sp") in POLICIES else policy
-    nonexistent = tags.get("np") if tags.get("np") in POLICIES else subdomains
+        subdomains = nonexistent = policy
     return Record(
         policy,
-        subdomains or policy,
-        nonexistent or policy,
+        subdomains,
+        nonexistent,
         strict_dkim=tags.get("adkim") == "s",
         strict_spf=tags.get("aspf") == "s",
         # RFC 9989 has no pct any more; pct=0 was used to say what t=y says now.
