@@ -52,6 +52,9 @@ def _check_tags(signature: Signature, now: float) -> None:
     """What RFC 6376, 6.1.1 asks of a DKIM-Signature beside d=, s=, a= and b=."""
     if signature.tag(b"v") != b"1":
         raise UnusableError(Verdict.NEUTRAL, "unknown version")
+    if b"i" in signature.tags and b"@" not in signature.tags[b"i"]:
+        # RFC 6376, 3.5: what stands before the "@" may be missing, the "@" may not.
+        raise UnusableError(Verdict.NEUTRAL, "malformed i=")
     if not _is_own_identity(signature):
         raise UnusableError(Verdict.PERMERROR, "i= is not in d=")
     check_tags(signature, now)

@@ -144,22 +144,19 @@ def decode_base64(text: bytes) -> bytes:
 
 
 def check_tags(signature: Signature, now: float | None) -> None:
-    """Check l=, q= and x= of a DKIM-Signature or an ARC-Message-Signature (RFC 6376, 6.1.1).
+    """Check l=, q=, t= and x= of a DKIM-Signature or an ARC-Message-Signature (RFC 6376, 6.1.1).
 
     `now` is Unix time; None when it does not matter that a signature has expired.
     Raises UnusableError.
     """
-    if b"l" in signature.tags and not _is_number(signature.tags[b"l"]):
-        raise UnusableError(Verdict.NEUTRAL, "malformed l=")
+    for name in (b"l", b"t", b"x"):
+        if name in signature.tags and not _is_number(signature.tags[name]):
+            raise UnusableError(Verdict.NEUTRAL, f"malformed {name.decode('ascii')}=")
     methods = [method.strip() for method in signature.tags.get(b"q", b"dns/txt").split(b":")]
     if b"dns/txt" not in methods:
         raise UnusableError(Verdict.NEUTRAL, "unknown query method")
     expires = signature.tags.get(b"x")
-    if expires is None:
-        return
-    if not _is_number(expires):
-        raise UnusableError(Verdict.NEUTRAL, "malformed x=")
-    if now is not None and int(expires) < now:
+    if expires is not None and now is not None and int(expires) < now:
         raise UnusableError(Verdict.FAIL, "expired")
 
 
