@@ -116,6 +116,14 @@ def test_what_cannot_be_rewritten_says_so() -> None:
             rewriter().forward(sender, HOME)
 
 
+def test_the_quotes_of_a_local_part_count() -> None:
+    # RFC 5321 section 4.5.3.1.1 limits the local part as it stands in the path.
+    within = rewriter().forward(Address("a b" + "x" * 36, "b.example"), HOME)
+    assert len(str(within).rpartition("@")[0]) == MAX_LOCAL_OCTETS
+    with pytest.raises(CannotRewrite):
+        rewriter().forward(Address("a b" + "x" * 37, "b.example"), HOME)
+
+
 def test_hashes_have_no_character_that_one_of_the_two_alphabets_lacks() -> None:
     made = [rewriter().forward(Address(f"u{n}", "bank.example"), HOME) for n in range(2000)]
     odd = [m for m in made if set(m.local[5:9]) & set("-_+/")]

@@ -96,7 +96,8 @@ class Rewriter:
         if sender.domain == domain:
             return sender
         local = self._scheme.compile(sender.domain, sender.local)
-        octets = len(local.encode())
+        # As it is written, quotes included: that is what a next hop counts.
+        octets = len(str(Address(local, "")).encode())
         if octets > MAX_LOCAL_OCTETS:
             problem = f"SRS local part of {octets} octets, at most {MAX_LOCAL_OCTETS}"
             raise CannotRewrite(Unchanged.TOO_LONG, problem)
