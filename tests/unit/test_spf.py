@@ -62,6 +62,32 @@ def test_verdicts(record: str, verdict: str) -> None:
     assert spf.evaluate(IP, "x", "alice@example.org", lookup).verdict.value == verdict
 
 
+@pytest.mark.parametrize(
+    ("record", "verdict"),
+    [
+        ("v=spf1 -exists", "permerror"),  # 5.7: its domain has no default
+        ("v=spf1 ~Exists +all", "permerror"),
+        ("v=spf1 ?exists:nothing.example +all", "pass"),
+        ("v=spf1 x=1 x=2 X=3 +all", "pass"),  # 6: unknown ones are ignored, however often
+        ("v=spf1 x=1 x=%(d) +all", "permerror"),
+        ("v=spf1 exp=a.example EXP=a.example +all", "permerror"),
+        ("v=spf1 REDIRECT=soft.example", "softfail"),  # names have no case
+        ("v=spf1 Redirect=soft.example redirect=soft.example", "permerror"),
+        ("v=spf1 a:%{d0}.example +all", "permerror"),  # 7.3: the number must not be zero
+        ("v=spf1 exists:%{D00R-}.example +all", "permerror"),
+        ("v=spf1 redirect=%{d0}.example", "permerror"),
+        ("v=spf1 x=%{d0} +all", "pass"),
+        ("v=spf1 a:%{d10}.example a:%%{d0}.example +all", "pass"),
+    ],
+)
+def test_what_rfc_7208_says_of_odd_terms(record: str, verdict: str) -> None:
+    zone: Zone = {"soft.example": {"TXT": ["v=spf1 ~all"]}}
+    assert check(record, zone) == verdict
+    included: Zone = {**zone, "in.example": {"TXT": [record]}}
+    outer = check("v=spf1 include:in.example ?all", included)
+    assert outer == (verdict if verdict in {"pass", "permerror"} else "neutral")
+
+
 @pytest.mark.parametrize("ip", ["2001:db8::1", "IPv6:2001:db8::1", "2001:0DB8:0:0::1"])
 def test_ipv6(ip: str) -> None:
     assert check("v=spf1 ip6:2001:db8::/32 -all", ip=ip) == "pass"

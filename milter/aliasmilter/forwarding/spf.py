@@ -5,6 +5,8 @@ by the MAIL FROM identity then (RFC 9989, 4.4.2). With any other sender HELO is 
 """
 
 import math
+import re
+from collections.abc import Iterable, Iterator
 from ipaddress import ip_address
 
 import spf as pyspf
@@ -16,6 +18,10 @@ from aliasmilter.forwarding.results import Identity, SpfResult, Verdict
 # RFC 7208, 3.4 wants records within 512 octets. pyspf's patterns take quadratic time on a term.
 MAX_RECORD = 4096
 MAX_TERM = 512
+_MODIFIER = re.compile(r"([a-z][a-z0-9_.-]*)=", re.IGNORECASE)
+_IMPLICIT_EXISTS = re.compile(r"[-+~?]?exists", re.IGNORECASE)
+# A macro that asks for the last no parts of a name; an escaped "%" begins none.
+_NO_PARTS = re.compile(r"%%|%\{[a-z](0+)(?![0-9])", re.IGNORECASE)
 
 
 def evaluate(ip: str, helo: str, mail_from: str, lookup: Lookup) -> SpfResult:
@@ -132,11 +138,39 @@ class _Query(pyspf.query):  # type: ignore[misc]
     def dns_spf(self, domain: str) -> str | None:
         """The SPF record of a domain, refused when it is too long to be read in good time."""
         record: str | None = super().dns_spf(domain)
-        if record and (
-            len(record) > MAX_RECORD or any(len(term) > MAX_TERM for term in record.split(" "))
-        ):
+        if not record:
+            return record
+        terms = record.split(" ")
+        if len(record) > MAX_RECORD or any(len(term) > MAX_TERM for term in terms):
             raise pyspf.PermError("record too long")
-        return record
+        return " ".join(self._terms(terms))
+
+    def _terms(self, terms: Iterable[str]) -> Iterator[str]:
+        """The terms of a record as pyspf has to be given them to follow RFC 7208."""
+        seen: set[str] = set()
+        for term in terms:
+            if _IMPLICIT_EXISTS.fullmatch(term):
+                # 5.7: there is no default for its domain; pyspf notices only without a qualifier.
+                raise pyspf.PermError("implicit exists not allowed", term)
+            modifier = _MODIFIER.match(term)
+            if modifier is None:
+                yield term
+                continue
+            # RFC 5234, 2.3: the case of a name does not count.
+            name, value = modifier[1].lower(), term[modifier.end() :]
+            if name in seen and name not in {"redirect", "exp"}:
+                # 6: unrecognized modifiers are ignored, no matter how often they appear.
+                self.expand(value)
+                continue
+            seen.add(name)
+            yield f"{name}={value}"
+
+    def expand_domain(self, arg: str) -> str | None:
+        """Expand a domain-spec; zero parts of a name are a syntax error (RFC 7208, 7.3)."""
+        if any(macro[1] for macro in _NO_PARTS.finditer(arg)):
+            raise pyspf.PermError("macro of no parts", arg)
+        expanded: str | None = super().expand_domain(arg)
+        return expanded
 
     def get_explanation(self, spec: str) -> None:  # noqa: ARG002
         """No exp= text (RFC 7208, 6.2): nobody sees it, and it would cost a query."""
