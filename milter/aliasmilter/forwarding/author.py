@@ -99,14 +99,17 @@ def _addresses(text: str) -> Iterator[str]:
     """The address of each mailbox: what is in angle brackets, else all but the comments."""
     bare: list[str] = []
     angle: list[str] | None = None
+    closed = False
     for letter in _tokens(text):
-        if letter in {",", ";"} and (angle is None or angle[-1:] == [">"]):
+        if letter in {",", ";"} and (angle is None or closed):
             yield from _mailbox(bare, angle)
-            bare, angle = [], None
+            bare, angle, closed = [], None, False
         elif letter == ":" and angle is None:
             bare = []  # the display name of a group
         elif angle is not None:
             angle.append(letter)
+            # RFC 5322, 3.4: white space may follow, before the next mailbox
+            closed = closed or letter == ">"
         elif letter == "<":
             angle = []
         else:
