@@ -145,6 +145,13 @@ def test_the_from_field_must_be_the_login_s_too(author: str) -> None:
     assert str(result.reply).startswith("553 5.7.1")
 
 
+@pytest.mark.parametrize(
+    "author", ["Bob <bob @ example.com>", "Bob <bob@example.com> , <bob@example.com>"]
+)
+def test_white_space_where_it_may_stand_makes_no_other_author(author: str) -> None:
+    edits(sent(scene(), BOB, BOB, ("From", f" {author}")))  # RFC 5322 section 3.4.1
+
+
 def test_a_second_from_field_is_no_way_around() -> None:
     result = sent(scene(), BOB, BOB, ("From", f" {BOB}"), ("FROM", " carol@example.com"))
     assert isinstance(result, Verdict)
@@ -188,7 +195,9 @@ def test_an_answer_shows_the_alias_instead_of_the_mailbox() -> None:
     [
         ("From", ' "bob"@example.com'),
         ("From", " bob(x)@example.com"),
+        ("From", " Bob < bob @ example.com >"),
         ("Reply-To", " bob+later@example.com"),
+        ("Reply-To", " X <x@else.example> , bob @example.com"),
     ],
 )
 def test_an_answer_that_would_still_show_the_mailbox_is_refused(field: tuple[str, str]) -> None:

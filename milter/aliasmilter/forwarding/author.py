@@ -121,12 +121,18 @@ def _mailbox(bare: list[str], angle: list[str] | None) -> Iterator[str]:
     if angle is not None:
         if ">" not in angle or "".join(angle[angle.index(">") + 1 :]).strip():
             raise NoAuthorError("malformed address in From")
-        yield _utf8("".join(angle[: angle.index(">")]))
+        yield _written(angle[: angle.index(">")])
     elif "".join(bare).strip():
-        yield _utf8("".join(bare))
+        yield _written(bare)
 
 
-def _utf8(address: str) -> str:
+def _written(tokens: list[str]) -> str:
+    """An address without the white space around its parts (RFC 5322, 3.4.1)."""
+    if "@" in tokens:
+        at = tokens.index("@")
+        address = "".join(tokens[:at]).strip() + "@" + "".join(tokens[at + 1 :]).strip()
+    else:
+        address = "".join(tokens)
     # RFC 6532, 3.2: names and comments may say what they like, who wrote it has to be certain.
     if _SURROGATE.search(address):
         raise NoAuthorError("From is not UTF-8")
