@@ -36,9 +36,11 @@ class Examiner:
 
     results: Results = PASS
     bodies: list[bytes] = field(default_factory=list)
+    senders: list[str] = field(default_factory=list)
 
     def examine(self, message: Message, client: MailClient, mail_from: str) -> Results:
         self.bodies.append(message.body)
+        self.senders.append(mail_from)
         return self.results
 
 
@@ -58,8 +60,10 @@ class Watched:
     def record(self, address: Address, domain: str) -> None:
         self.seen.append((str(address), domain))
 
-    def send(self, *recipients: str, login: str = "") -> Ending:
-        self.scene.session.mail(b"<alice@bank.example>", [], login)
+    def send(
+        self, *recipients: str, login: str = "", sender: bytes = b"<alice@bank.example>"
+    ) -> Ending:
+        self.scene.session.mail(sender, [], login)
         assert self.scene.rcpt(*recipients) == [""] * len(recipients)
         if self.scene.session.wants_body:
             self.scene.session.body(b"a body\r\n")
@@ -108,6 +112,23 @@ def test_the_body_is_there_to_be_examined() -> None:
     watched = Watched()
     watched.send("<hub@example.com>")
     assert watched.examiner.bodies == [b"a body\r\n"]
+
+
+@pytest.mark.parametrize(
+    ("sender", "examined"),
+    [
+        (b"<alice@bank.example>", "alice@bank.example"),
+        (b"<>", ""),
+        (b"", ""),
+        (b"<" + b"x" * 300 + b"@bank.example>", "x" * 300 + "@bank.example"),
+        (b"<a b@bank.example>", "a b@bank.example"),
+    ],
+)
+def test_only_the_null_sender_is_examined_as_such(sender: bytes, examined: str) -> None:
+    # RFC 7208 section 2.4: for any other HELO is not the MAIL FROM identity
+    watched = Watched()
+    watched.send("<hub@example.com>", sender=sender)
+    assert watched.examiner.senders == [examined]
 
 
 def test_a_strict_address_takes_mail_of_its_vendor_alone() -> None:

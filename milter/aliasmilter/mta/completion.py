@@ -191,7 +191,9 @@ class Completion:
             return None
         if client.ip is None or self._is_our_own:
             return Results()
-        sender = str(self.mail.sender) if self.mail.sender else ""
+        # RFC 7208 2.4: HELO stands for the null sender alone, not for one that cannot be read.
+        written = self.mail.sender_argument.removeprefix("<").removesuffix(">")
+        sender = str(self.mail.sender) if self.mail.sender else written
         results = examiner.examine(
             message, authentication.Client(client.ip, self.connection.helo), sender
         )
