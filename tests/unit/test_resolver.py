@@ -63,6 +63,10 @@ RULES = {
     "lost.example": {},
     "dash.example": {"bob": "bob@dash.example"},
     "pass.example": {},
+    "second.example": {},
+    "third.example": {"*": "@local.example"},
+    "fourth.example": {"*": "@pass.example"},
+    "fifth.example": {"sub": "@local.example"},
     "bad.example": {"x": "x@bad.example"},
 }
 SETTINGS = {
@@ -70,6 +74,7 @@ SETTINGS = {
     "lost.example": {"alias_of": "elsewhere.example"},
     "dash.example": {"delimiter": "-"},
     "pass.example": {"unknown": "pass"},
+    "second.example": {"alias_of": "pass.example"},
     "bad.example": {"unkown": "pass"},
 }
 
@@ -217,6 +222,30 @@ PATTERNS = {
         "*": "quarantine",
     }
 }
+
+
+@pytest.mark.parametrize(
+    ("address", "reached"),
+    [
+        ("local+y%example.com@example.com", ["x@local.example"]),
+        ("sales+example.com!y@example.com", ["bob@example.com"]),
+        ('"local+y@example.com"@example.com', ["x@local.example"]),
+        ("sub+y%example.com@fifth.example", ["sub@local.example"]),
+        ("sub+y@fifth.example", ["sub+y@local.example"]),
+        ("gone%example.com@third.example", []),
+        ("gone%example.com@fourth.example", []),
+        ("gone%example.com@second.example", []),
+        ("gone=example.com@third.example", ["gone=example.com@local.example"]),
+        ("x@second.example", ["x@pass.example"]),
+        # What the MTA makes of the recipient itself, it is asked.
+        ("gone%example.com@pass.example", ["gone%example.com@pass.example"]),
+        ("bob+y%example.com@example.com", ["bob+y%example.com@example.com"]),
+    ],
+)
+def test_what_a_client_gave_is_handed_on_as_no_route(address: str, reached: list[str]) -> None:
+    decision = decide(address)
+    assert finals(decision) == reached
+    assert reached or decision.reason is Reason.UNKNOWN
 
 
 @pytest.mark.parametrize(

@@ -125,7 +125,12 @@ def readings(address: Address, seen: str) -> tuple[Address, ...]:
 
 def is_written_plainly(address: Address) -> bool:
     """Whether it has a domain, and nothing in it that an MTA could take for a route."""
-    return bool(address.domain) and _ROUTE.search(address.local) is None
+    return bool(address.domain) and not holds_route(address.local)
+
+
+def holds_route(local: str) -> bool:
+    """Whether an MTA could take a local part, or what is added to one, for a route."""
+    return _ROUTE.search(local) is not None
 
 
 def is_postmaster(address: Address) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 
-from aliasmilter.mail.address import Address, local_key, split_subaddress
+from aliasmilter.mail.address import Address, holds_route, local_key, split_subaddress
 from aliasmilter.mail.replies import Reason
 from aliasmilter.routing.decision import Final, Policy, Quarantined, Vendor
 from aliasmilter.routing.lookup import (
@@ -41,6 +41,7 @@ class Hop:
         held: the way to it leads through the hold queue.
         rule: the rule that names it; "" for the recipient itself, also in its other domain.
         second_of: the domain whose `alias_of` led here, or "".
+        given: its local part is the one that the client gave, at another domain.
     """
 
     plain: Address
@@ -49,6 +50,7 @@ class Hop:
     held: bool = False
     rule: str = ""
     second_of: str = ""
+    given: bool = False
 
     @property
     def key(self) -> tuple[str, str, bool]:
@@ -121,6 +123,8 @@ class Expansion:
             problem = f"alias_of: {hop.carried.domain} is not managed"
             return _invalid(f"domain:{hop.second_of}", problem)
         if hop.carried.domain in self.policy.local_domains or not hop.is_target:
+            if self._is_routed:
+                return _routed()
             says = "delivered here" if hop.is_target else "not managed: the MTA decides"
             final = Final(hop.carried, held=hop.held, mailbox=hop.plain)
             return Outcome(final=final, says=says)
@@ -188,6 +192,8 @@ class Expansion:
     def _unknown(self, settings: Settings, delimiter: str) -> Outcome:
         hop = self.hop
         if settings.unknown_passes:
+            if self._is_routed:
+                return _routed()
             final = Final(hop.carried, held=hop.held, mailbox=self._unruled(delimiter))
             return Outcome(final=final, says="passed to the MTA")
         if hop.rule:
@@ -223,7 +229,8 @@ class Expansion:
         final = None
         if itself:
             mailbox = Address(address.local.removesuffix(detail), address.domain)
-            final = Final(address, held=self.hop.held, mailbox=mailbox)
+            whole = mailbox if self.hop.given and holds_route(detail) else address
+            final = Final(whole, held=self.hop.held, mailbox=mailbox)
         others = tuple(hop for hop in hops if hop not in itself)
         return Outcome(final=final, hops=others, targets=hops)
 
@@ -234,12 +241,16 @@ class Expansion:
             user = address.local.removesuffix(detail)
             # `* @new.example` stands for the whole domain: unknown there is simply unknown.
             rule = self.hop.rule if name == CATCH_ALL else rule
-            target, carried = Address(user, target.domain), address.at(target.domain)
-        elif not detail or target.key == address.key:
-            # `bob: bob+x@` keeps the subaddress that it names itself.
+            local = user if holds_route(detail) else address.local
+            target, carried = Address(user, target.domain), Address(local, target.domain)
+            return Hop(target, carried, held=held, rule=rule, given=True)
+        carried = Address(target.local + detail, target.domain) if detail else target
+        if target.key == address.key:
+            carried = target  # `bob: bob+x@` keeps the subaddress that it names itself
+        elif holds_route(detail) and carried.key != address.key:
+            # `sales+x%domain`: the MTA would take it for a route, and nobody asks what it makes of
+            # a target.
             carried = target
-        else:
-            carried = Address(target.local + detail, target.domain)
         return Hop(target, carried, held=held, rule=rule)
 
     def _quarantine(self, rule: Rule, name: str, settings: Settings) -> Outcome:
@@ -264,6 +275,11 @@ class Expansion:
         hops = tuple(replace(self._hop(t, CATCH_ALL, ""), held=True) for t in rule.targets)
         return Outcome(hops=hops, quarantined=what, says="held for its targets")
 
+    @property
+    def _is_routed(self) -> bool:
+        """Whether the MTA could take a client's local part for a route, at a domain of its own."""
+        return self.hop.given and holds_route(self.hop.carried.local)
+
     def _second_domain(self, domain: str) -> Outcome:
         hop = self.hop
         following = replace(
@@ -271,12 +287,17 @@ class Expansion:
             plain=hop.plain.at(domain),
             carried=hop.carried.at(domain),
             second_of=hop.carried.domain,
+            given=True,
         )
         return Outcome(hops=(following,), says=f"looked up at {domain} instead")
 
 
 def _invalid(where: str, problem: str) -> Outcome:
     return Outcome(reason=Reason.INVALID_RULE, problem=f"{where}: {problem}", says=problem)
+
+
+def _routed() -> Outcome:
+    return Outcome(reason=Reason.UNKNOWN, says="a route, not an address")
 
 
 _REASONS = {
