@@ -309,3 +309,18 @@ def test_any_field_of_ours_is_read_or_left(text: str) -> None:
     results = trusted_results(message(f" {OURS}; {text}".encode()), OURS)
     again = trusted_results(message(results_header(results, OURS)), OURS)
     assert again == Results(results.spf, results.dkim, results.arc, results.dmarc)
+
+
+@pytest.mark.parametrize("first", ["spf", "dmarc"])
+def test_a_pass_that_a_sender_wrote_into_a_comment_counts_for_nothing(first: str) -> None:
+    """rspamd 3.4 copies MAIL FROM into a comment as it is."""
+    sender = '"x) ; dmarc=pass header.from=bank.example ("@evil.example'
+    parts = [
+        f" spf=none (mx: domain of {sender} has no SPF policy) smtp.mailfrom=x@evil.example",
+        ' dmarc=fail reason="no" header.from=bank.example (policy=reject)',
+    ]
+    if first == "dmarc":
+        parts.reverse()
+    results = trusted_results(message(f" mx.example.net;{';'.join(parts)}".encode()), OURS)
+    assert results.dmarc is not None
+    assert (results.dmarc.verdict, results.dmarc.policy) == (Verdict.FAIL, "reject")

@@ -6,6 +6,7 @@ into comments.
 """
 
 import re
+from collections.abc import Sequence
 
 import idna
 from authres import all_features
@@ -118,12 +119,11 @@ def trusted_results(message: Message, authserv_id: str, client_ip: str = "") -> 
     deeply nested; of several for SPF, DMARC or ARC the topmost field's counts: it was added last.
     """
     ours = [field for field in message.fields(NAME) if claims(field, authserv_id)]
-    found: list[AuthenticationResult] = []
-    for field in ours[:MAX_FIELDS]:
-        found += _parse(field)
+    fields = [_parse(field) for field in ours[:MAX_FIELDS]]
+    found = [result for results in fields for result in results]
     spf = [each for each in map(_spf, found) if each]
     arc = [each for each in (_arc(result, message) for result in found) if each]
-    dmarc = [each for each in map(_dmarc, found) if each]
+    dmarc = [each for each in map(_dmarc_of, fields) if each]
     return Results(
         spf=spf[0] if spf else None,
         dkim=tuple(each for each in map(_dkim, found) if each),
@@ -243,6 +243,17 @@ def _commented_policy(result: AuthenticationResult) -> str:
     """The policy as OpenDMARC ("p=reject dis=none") and rspamd ("policy=reject") tell it."""
     match = _POLICY.search(result.result_comment or "")
     return match[1].lower() if match else ""
+
+
+def _dmarc_of(results: Sequence[AuthenticationResult]) -> DmarcResult | None:
+    """The DMARC result of a field; of several one that is no pass.
+
+    There is one in earnest. Another may be by the sender, whose address was copied into a comment,
+    which it closes.
+    """
+    found = [each for each in map(_dmarc, results) if each]
+    found.sort(key=lambda each: each.verdict is Verdict.PASS)
+    return found[0] if found else None
 
 
 def _dmarc(result: AuthenticationResult) -> DmarcResult | None:
