@@ -39,7 +39,13 @@ RULES = {
     "catch3.example": {"*": "bob@example.com me@gmail.example"},
     "own.example": {"out": "you@gmail.example", "bob": "bob@own.example"},
     "pass.example": {},
-    "pass2.example": {"bob": "bob@pass2.example", "no": "reject"},
+    "pass2.example": {
+        "bob": "bob@pass2.example",
+        "no": "reject",
+        "salse": "reject",
+        "stra\u00dfe": "disabled",
+        "strasse": "discard",
+    },
 }
 SETTINGS = {
     "own.example": {"srs_domain": "srs.own.example"},
@@ -131,6 +137,9 @@ def test_a_blocked_domain_is_blocked_though_the_sender_is_no_address(
     ("argument", "resolved", "reply"),
     [
         ("<gone%example.com@pass.example>", "gone@example.com", "550 5.2.1"),
+        ("<\u017false@pass2.example>", "\u017false@pass2.example", "550 5.7.1"),
+        ("<stra\u00dfe@pass2.example>", "stra\u00dfe@pass2.example", "550 5.2.1"),
+        ("<\u00fcmit@pass2.example>", "\u00fcmit@pass2.example", ""),
         ("<no%pass2.example@pass2.example>", "no@pass2.example", "550 5.7.1"),
         ("<bob+x%example.com@pass2.example>", "bob+x@example.com", ""),
         ("<bob+x%catch2.example@pass2.example>", "bob+x@catch2.example", ""),

@@ -123,6 +123,11 @@ def readings(address: Address, seen: str) -> tuple[Address, ...]:
     return tuple(found for text in texts if (found := _reading(text)))
 
 
+def folded(address: Address) -> Address:
+    """The address as Postfix looks it up, which folds case as Unicode has it: long s is s."""
+    return Address(unicodedata.normalize("NFC", address.local.casefold()), address.domain)
+
+
 def is_written_plainly(address: Address) -> bool:
     """Whether it has a domain, and nothing in it that an MTA could take for a route."""
     return bool(address.domain) and not holds_route(address.local)

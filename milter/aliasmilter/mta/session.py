@@ -14,6 +14,7 @@ from aliasmilter.mail.address import (
     Address,
     AddressError,
     domain_named,
+    folded,
     is_postmaster,
     is_written_plainly,
     parse_path,
@@ -245,7 +246,10 @@ class Session:
 
     def _read(self, decision: Decision, resolved: Resolved) -> Decision:
         """The decision for what the MTA takes the recipient for: rules cannot be gone round."""
-        for address in readings(decision.address, resolved()):
+        others = readings(decision.address, resolved())
+        if not others and decision.reason is Reason.PASSED:
+            others = (folded(decision.address),)
+        for address in others:
             other = self._service.decider.decide(address, self._mail.origin)
             if other.reason is not Reason.UNMANAGED and not _must_be_taken(decision, other):
                 return other
@@ -368,8 +372,11 @@ def _may_mean_another(decision: Decision) -> bool:
     """
     if decision.reason is Reason.UNMANAGED:
         return True
-    accepted = decision.reply is None and decision.reason is not Reason.SRS_REVERSED
-    return accepted and not is_written_plainly(decision.address)
+    address, reason = decision.address, decision.reason
+    if reason is Reason.PASSED and not address.is_ascii:
+        return True
+    accepted = decision.reply is None and reason is not Reason.SRS_REVERSED
+    return accepted and not is_written_plainly(address)
 
 
 def _dsn_parameters(parameters: Sequence[bytes]) -> str:
