@@ -53,6 +53,7 @@ def test_any_octets_are_a_path_or_an_address_error(octets: bytes) -> None:
         ("bob@[IPv6:2001:db8::1]", "bob", "[IPv6:2001:db8::1]"),
         ("bob@localhost", "bob", "localhost"),
         ("a+b@example.com", "a+b", "example.com"),
+        ("a@" + "x" * 63, "a", "x" * 63),
     ],
 )
 def test_what_is_an_address(text: str, local: str, domain: str) -> None:
@@ -69,6 +70,9 @@ def test_what_is_an_address(text: str, local: str, domain: str) -> None:
         "a b@example.com",
         "x" * 257 + "@example.com",
         "bob@" + "x" * 64 + ".example",
+        "bob@_" + "x" * 63 + ".example",
+        "bob@" + ".".join(["x" * 60] * 5),
+        '""@example.com',
         "b\x00b@example.com",
         "b\x85b@example.com",
     ],

@@ -45,6 +45,10 @@ def test_a_line_that_is_no_field_starts_the_body() -> None:
     assert message == Message((HeaderField(b"To", b" c"),), b"no field here\r\nX: y\r\n")
 
 
+def test_a_message_may_have_no_header() -> None:
+    assert Message.parse(b"\nhello\n") == Message((), b"hello\r\n")
+
+
 def test_fields_on_top_stand_topmost_first() -> None:
     message = Message.parse(b"C: 3\n\n").with_fields_on_top(
         [HeaderField(b"A", b" 1"), HeaderField(b"B", b" 2")]
