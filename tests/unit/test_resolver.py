@@ -39,6 +39,7 @@ RULES = {
         "local": "x@local.example",
         "same": "@new.example",
         "dash": "bob@dash.example",
+        "own": "@example.com",
         "gone": "disabled",
         "old": "bob@example.com expires=2026-10-31",
         "today": "bob@example.com expires=2026-11-01",
@@ -103,6 +104,7 @@ def finals(decision: Decision) -> list[str]:
         ("local+x@example.com", "alias", ["x+x@local.example"]),
         ("same+x@example.com", "alias", ["same+x@new.example"]),
         ("dash+x@example.com", "alias", ["bob-x@dash.example"]),
+        ("own@example.com", "mailbox", ["own@example.com"]),
         ("today@example.com", "alias", ["bob@example.com"]),
         ("some@example.com", "alias", ["bob@example.com"]),
         ("sales+x@old.example", "alias", ["bob+x@example.com"]),
@@ -149,6 +151,9 @@ def test_a_quarantine_without_a_mailbox_waits() -> None:
 def test_a_mistake_names_key_and_field() -> None:
     assert decide("invalid@example.com").problem.startswith("alias:example.com invalid: ")
     assert decide("x@bad.example").problem.startswith("domain:bad.example: field unkown")
+    assert decide("dangling@example.com").problem == (
+        "alias:example.com dangling: its target nobody@example.com has no rule"
+    )
     assert decide("a@example.com").problem == (
         "a@example.com -> b@example.com -> c@example.com -> a@example.com"
     )

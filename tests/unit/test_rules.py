@@ -94,6 +94,7 @@ def test_what_rules_mean(text: str, rule: Rule) -> None:
         ("bob@example.com expires=20270131", "not a day"),
         ("bob@example.com vendor=a..b", "vendor=a..b"),
         ("bob@example.com vendor=a.example vendor=b.example", "given twice"),
+        ("bob@example.com strict", "strict goes with vendor="),
         ("bob@example.com\ncarol@example.com", "control characters"),
         ("reject no\x1b[31m", "control characters"),
         ("x" * 70_000, "octets long"),
@@ -123,6 +124,7 @@ def test_settings() -> None:
         ("alias_of", "a b"),
         ("quarantine", "q"),
         ("srs_domain", ""),
+        ("arc_selector", "a b"),
     ],
 )
 def test_a_setting_that_means_nothing_is_named(field: str, value: str) -> None:
