@@ -59,6 +59,7 @@ def test_all_results_of_a_good_message() -> None:
     assert [each.verdict for each in results.dkim] == [Verdict.PASS]
     assert results.arc == ArcResult(Verdict.NONE)
     assert results.dmarc == DmarcResult(Verdict.PASS, "example.org", "reject")
+    assert results.summary == {"spf": "pass", "dmarc": "pass", "arc": "none", "dkim": "pass"}
 
 
 def test_the_text_is_what_authres_reads() -> None:

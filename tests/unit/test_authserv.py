@@ -57,6 +57,8 @@ def message(*values: bytes) -> Message:
         b": mx.example.net; spf=pass",
         b" mx.example.net; " + b"x" * 100_000,
         b"\xa0mx.example.net; spf=pass",
+        " \u2003mx.example.net; spf=pass".encode(),
+        b" \x00 mx.example.net; spf=pass",
     ],
 )
 def test_row_13_a_claim_is_seen_however_it_is_written(value: bytes) -> None:
@@ -195,6 +197,13 @@ def test_the_policy_is_read_from_the_comment_where_no_property_says_it(
 def test_an_ipv6_address_may_stand_without_quotes(address: bytes, after: bytes) -> None:
     value = b" mx.example.net; spf=pass smtp.mailfrom=a.example smtp.remote-ip=" + address + after
     assert trusted_results(message(value), OURS).spf == SpfResult(Verdict.PASS, "a.example")
+
+
+def test_comments_one_after_the_other_are_no_nesting() -> None:
+    value = b" mx.example.net" + b"; dkim=pass (good) header.d=a.example" * 20
+    assert (
+        trusted_results(message(value), OURS).dkim == (DkimResult(Verdict.PASS, "a.example"),) * 20
+    )
 
 
 def test_what_is_quoted_or_a_comment_keeps_its_addresses_as_they_are() -> None:

@@ -93,6 +93,12 @@ def test_a_forged_older_set_fails_at_its_seal() -> None:
     assert [each.seal for each in result.sets] == [Verdict.NONE, Verdict.NONE, Verdict.FAIL]
 
 
+def test_a_seal_that_may_not_be_as_it_is_failed_itself() -> None:
+    result = evaluate(edited(TWO, lambda value: value.replace(b"cv=pass", b"cv=none")))
+    assert [each.seal for each in result.sets] == [Verdict.NONE, Verdict.FAIL]
+    assert result.sets[1].reason == result.reason == "a seal has the wrong cv="
+
+
 @pytest.mark.parametrize(
     ("instances", "reason"),
     [

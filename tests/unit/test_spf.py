@@ -1,13 +1,15 @@
 """SPF: verdicts of RFC 7208 through our resolver, and records that want to hurt."""
 
+import math
 import time
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aliasmilter.forwarding import spf
-from aliasmilter.forwarding.dns import Resolver
+from aliasmilter.forwarding.dns import Answer, Resolver
 from aliasmilter.forwarding.results import Identity, SpfResult, Verdict
 from tests.harness.dns import DnsServer, Fault, Zone, ZoneResolver
 
@@ -190,6 +192,32 @@ def test_names_of_the_client_that_lead_nowhere_are_no_void_lookups() -> None:
 def test_a_term_of_more_than_512_octets_is_a_permerror() -> None:
     assert check("v=spf1 a:" + "a.b." * 120 + "example -all") == "fail"
     assert check("v=spf1 a:" + "a.b." * 130 + "example -all") == "permerror"
+
+
+class LastingResolver(ZoneResolver):
+    """Its answers hold for ever; it keeps none of them, only what was concluded."""
+
+    def ask(self, name: str, rdtype: str, deadline: float) -> Answer:
+        return replace(super().ask(name, rdtype, deadline), expires=math.inf)
+
+
+@pytest.mark.parametrize(
+    ("record", "down", "asked"),
+    [
+        ("v=spf1 a:mail.example.org -all", (), 2),
+        ("v=spf1 exists:%{l}.example.org -all", (), 4),  # the next sender is another one
+        ("v=spf1 a:mail.example.org -all", ("mail.example.org",), 4),
+    ],
+)
+def test_a_verdict_is_kept_unless_it_has_macros_or_there_was_no_answer(
+    record: str, down: tuple[str, ...], asked: int
+) -> None:
+    zone: Zone = {"example.org": {"TXT": [record]}, "mail.example.org": {"A": [IP]}}
+    resolver = LastingResolver(zone)
+    resolver.down.update(down)
+    for sender in ("alice@example.org", "bob@example.org"):
+        spf.evaluate(IP, "x", sender, resolver.lookup(5))
+    assert len(resolver.asked) == asked
 
 
 def test_no_explanation_is_fetched() -> None:

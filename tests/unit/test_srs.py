@@ -94,6 +94,17 @@ def test_what_was_forwarded_under_two_domains_of_ours_is_undone_as_a_whole() -> 
     assert refused.value.reason is Reason.SRS_EXPIRED
 
 
+def test_a_forged_srs1_address_sends_nobody_anywhere() -> None:
+    other = parse_address("SRS0=abcd=EF=bank.example=alice@other.example")
+    made = rewriter().forward(other, HOME)
+    for genuine, forged in (("=other.example=", "=evil.example="), ("=alice", "=aline")):
+        address = Address(made.local.replace(genuine, forged), HOME)
+        assert address != made
+        with pytest.raises(SRSError) as refused:
+            rewriter().reverse(address)
+        assert refused.value.reason is Reason.SRS_FORGED
+
+
 @pytest.mark.parametrize("separator", ["=", "+", "-"])
 def test_an_old_srs1_address_without_a_hash_keeps_its_host(separator: str) -> None:
     inner = f"{separator}abcd=EF=bank.example=alice"
