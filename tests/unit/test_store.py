@@ -14,11 +14,11 @@ import pytest
 
 from aliasmilter.mail.address import Address
 from aliasmilter.redisurl import Endpoint
-from aliasmilter.routing.lookup import Absent, Answer, Found, Unavailable, Unreadable
+from aliasmilter.routing.lookup import Absent, Answer, Found, Unavailable, Unreadable, fields_for
 from aliasmilter.store import redis as store_module
 from aliasmilter.store.deadline import Deadline
 from aliasmilter.store.link import Command, Door, Link, Reply
-from aliasmilter.store.questions import Asked
+from aliasmilter.store.questions import Asked, Questions
 from aliasmilter.store.redis import AliasStore
 from aliasmilter.store.servers import Pool, Single
 from tests.harness.fake_redis import FakeRedis, Proxy
@@ -276,6 +276,26 @@ def test_an_answer_that_is_no_answer_makes_the_store_unavailable(
 ) -> None:
     with FakeRedis(answer, greets=greets) as server:
         assert why(open_store(server.url))
+
+
+NO_RULES = [None] * len(fields_for("bob"))
+
+
+@pytest.mark.parametrize(
+    "replies",
+    [
+        [[b"unknown"], 0, NO_RULES],
+        [b"OK", 0, NO_RULES],
+        [[], 0, NO_RULES[1:]],
+        [[], 0, [*NO_RULES, None]],
+        [[], 0, b"OK"],
+        [[], 2, NO_RULES],
+        [[], b"OK", NO_RULES],
+    ],
+)
+def test_no_domain_is_absent_by_an_answer_to_another_question(replies: list[Reply]) -> None:
+    with pytest.raises(Unavailable, match="another question"):
+        Questions([BOB]).answers(replies)
 
 
 @pytest.mark.parametrize(
