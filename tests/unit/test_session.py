@@ -11,8 +11,8 @@ from aliasmilter.forwarding.trace import HEADER as TRACE
 from aliasmilter.mail.address import parse_address
 from aliasmilter.mta.quarantine import HEADER as NOTE
 from aliasmilter.mta.session import MAX_COPIES
-from aliasmilter.mta.transaction import Edits
-from tests.unit.fakes import ALICE, SRS, Listener, Scene, Store
+from aliasmilter.mta.transaction import Client, Edits
+from tests.unit.fakes import ALICE, SRS, Listener, Scene, Served, Store
 
 RULES = {
     "example.com": {
@@ -33,10 +33,13 @@ RULES = {
         "broken": "nonsense",
         "utf8": "j\u00f6rg@gmail.example",
         "picky": "bob@example.com block=spam.example",
+        "here": "j\u00f6rg@example.com",
+        "j\u00f6rg": "j\u00f6rg@example.com",
     },
     "catch.example": {"*": "bob@example.com"},
     "catch2.example": {"*": "quarantine"},
     "catch3.example": {"*": "bob@example.com me@gmail.example"},
+    "catch4.example": {"*": "sales@example.com"},
     "own.example": {"out": "you@gmail.example", "bob": "bob@own.example"},
     "pass.example": {},
     "pass2.example": {
@@ -88,6 +91,7 @@ REPLIES = [
 ]
 ACCEPTED = ["<bob@example.com>", "<sales@example.com>", "<out@example.com>", "<drop@example.com>"]
 ACCEPTED += ["<x@elsewhere.example>", "<x@pass.example>", "<x@catch.example>", "<postmaster>"]
+ACCEPTED += ["<here@example.com>"]
 
 
 @pytest.mark.parametrize(("argument", "reply"), REPLIES)
@@ -271,6 +275,17 @@ def test_which_senders_are_kept(sender: bytes, *, kept: bool) -> None:
     assert (start().send("<out@example.com>", sender=sender).sender is None) == kept
 
 
+@pytest.mark.parametrize(
+    "written", [b"<bob>", b"<x%example.com@mx.example.net>", b"<@example.com:>", b"<a@b@c>"]
+)
+def test_a_sender_is_who_the_mta_takes_it_for(written: bytes) -> None:
+    scene = start()
+    scene.session.mail(written, [], resolved=lambda: "carol@bank.example")
+    assert scene.rcpt("<out@example.com>") == [""]
+    assert str(scene.end().edits.sender).endswith(f"=bank.example=carol@{SRS}>")
+    assert "sender_unchanged" not in scene.log[-1]
+
+
 def test_a_return_address_forged_expired_or_somebody_elses() -> None:
     scene = start()
     genuine = scene.rewriter.forward(parse_address("alice@bank.example"), SRS)
@@ -316,6 +331,26 @@ def test_with_a_listener_each_copy_has_its_own_sender() -> None:
     assert senders["<you@gmail.example>"].endswith("@srs.own.example>")
 
 
+def test_mail_that_stays_asks_nobody_who_was_served() -> None:
+    listener = Listener()
+    start(listener=listener).send("<sales@example.com>", "<carol@example.com>")
+    assert isinstance(listener.memory, Served)
+    assert listener.memory.calls == 0
+
+
+@pytest.mark.parametrize(
+    ("helo", "said"), [("mail.bank.example", "mail.bank.example"), ("", "unknown")]
+)
+def test_a_copy_says_who_handed_the_message_in(helo: str, said: str) -> None:
+    scene = start(listener=Listener())
+    scene.session.helo(helo)
+    scene.send("<both@example.com>")
+    assert scene.listener
+    (copy,) = scene.listener.copies
+    assert f"\r\nReceived: from {said} (client.example [192.0.2.1])\r\n".encode() in copy.content
+    assert b"\tby mx.example.net (alias-milter) with ESMTP id 4Tz;" in copy.content
+
+
 def test_when_the_listener_fails_the_whole_message_waits() -> None:
     listener = Listener()
     scene = start(listener=listener)
@@ -330,6 +365,7 @@ def test_our_own_submission_is_recognised_when_it_comes_back() -> None:
     scene.session.helo("Alias-Milter.mx.example.net")
     scene.session.mail(ALICE, [])
     assert scene.rcpt("<bob@example.com>")[0].startswith("451 4.3.5")
+    assert "leads back to this milter" in str(scene.log[-1]["problem"])
 
 
 def test_discard_alone_and_with_others() -> None:
@@ -396,6 +432,13 @@ def test_what_is_held_is_held_for_all_its_targets_and_nothing_of_it_is_submitted
     assert edits.quarantine
     assert sorted(added(edits))[:2] == ["<bob@example.com>", "<me@gmail.example>"]
     assert not listener.copies
+
+
+def test_what_is_held_stays_held_when_its_targets_are_aliases() -> None:
+    scene = start(hold=True)
+    edits = scene.send("<x@catch4.example>")
+    assert added(edits) == ["<bob@example.com>"]
+    assert edits.quarantine == "catch-all: x@catch4.example"
 
 
 @pytest.mark.parametrize("reverse", [False, True])
@@ -544,6 +587,15 @@ def test_row_7_past_the_limit_recipients_are_deferred() -> None:
     replies = scene.rcpt(*(f"<bob+{n}@example.com>" for n in range(1001)))
     assert set(replies[:1000]) == {""}
     assert replies[1000].startswith("452 4.5.3")
+
+
+def test_a_client_without_an_address_is_local_in_the_log() -> None:
+    scene = start()
+    scene.session.connected(Client("localhost", None, None))
+    scene.session.mail(ALICE, [])
+    scene.rcpt("<nobody@example.com>", "<bob@example.com>")
+    scene.end()
+    assert [line["client"] for line in scene.log] == ["local", "local"]
 
 
 def test_one_line_a_message_with_queue_id_and_verdicts() -> None:

@@ -237,6 +237,13 @@ def test_an_answer_from_a_subaddress_shows_the_alias_in_the_envelope_too() -> No
     assert answer.sender == "<sales@example.com>"
 
 
+def test_an_answer_that_we_forward_shows_the_alias_in_its_return_address() -> None:
+    made = asked(scene("rewrite"))
+    answer = edits(sent(made, BOB, BOB, ("From", f" {BOB}"), REPLY, to="out@example.com"))
+    assert str(answer.sender).endswith("=example.com=sales@srs.example.net>")
+    assert made.log[-1]["sender"] == "<sales@example.com>"
+
+
 def test_an_answer_can_be_refused_with_the_alias_to_use() -> None:
     result = sent(asked(scene("reject")), BOB, BOB, ("From", f" {BOB}"), REPLY)
     assert isinstance(result, Verdict)
@@ -267,6 +274,7 @@ def test_in_a_thread_with_several_aliases_the_nearest_message_decides() -> None:
     ("login", "sender", "reply_to"),
     [
         (BOB, "sales@example.com", "<1@bank.example>"),
+        (BOB, "press@example.com", "<1@bank.example>"),
         (BOB, BOB, "<other@bank.example>"),
         ("carol@example.com", "carol@example.com", "<1@bank.example>"),
     ],
@@ -279,8 +287,9 @@ def test_what_shows_no_mailbox_or_answers_nothing_stays(
     assert (answer.sender, answer.change) == (None, ())
 
 
-def test_mail_to_the_mailbox_itself_is_not_remembered() -> None:
-    made = asked(scene("rewrite"), BOB)
+@pytest.mark.parametrize("to", [BOB, "bob+x@example.com"])
+def test_mail_to_the_mailbox_itself_is_not_remembered(to: str) -> None:
+    made = asked(scene("rewrite"), to)
     assert edits(sent(made, BOB, BOB, ("From", f" {BOB}"), REPLY)).sender is None
 
 
