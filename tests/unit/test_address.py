@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -54,6 +56,7 @@ def test_any_octets_are_a_path_or_an_address_error(octets: bytes) -> None:
         ("bob@localhost", "bob", "localhost"),
         ("a+b@example.com", "a+b", "example.com"),
         ("a@" + "x" * 63, "a", "x" * 63),
+        ("x" * 256 + "@example.com", "x" * 256, "example.com"),
     ],
 )
 def test_what_is_an_address(text: str, local: str, domain: str) -> None:
@@ -75,6 +78,9 @@ def test_what_is_an_address(text: str, local: str, domain: str) -> None:
         '""@example.com',
         "b\x00b@example.com",
         "b\x85b@example.com",
+        "bob@-\u00fc.example",
+        "b\u2028b@example.com",
+        "b\ufdd0b@example.com",
     ],
 )
 def test_what_is_none(text: str) -> None:
@@ -94,6 +100,13 @@ def test_what_is_none(text: str) -> None:
 )
 def test_paths(path: bytes, address: Address | None) -> None:
     assert parse_path(path) == address
+
+
+def test_a_path_is_refused_for_its_length_whatever_is_in_it() -> None:
+    for routes, is_taken in ((80, True), (120, False)):
+        path = b"<@a.example" + b",@a.example" * routes + b":bob@example.com>"
+        with nullcontext() if is_taken else pytest.raises(AddressError, match="too long"):
+            assert parse_path(path) == Address("bob", "example.com")
 
 
 def test_a_sender_may_have_dots_where_a_recipient_may_not() -> None:
@@ -119,6 +132,7 @@ def test_a_subaddress_begins_at_the_first_delimiter() -> None:
     assert split_subaddress("sales+a+b", "+") == ("sales", "a+b")
     assert split_subaddress("+a", "+") is None
     assert split_subaddress("sales+a", "") is None
+    assert split_subaddress("sales", "+") is None
 
 
 @pytest.mark.parametrize(
@@ -130,6 +144,8 @@ def test_a_subaddress_begins_at_the_first_delimiter() -> None:
         ("bob%example.com@example.com", "bob@example.com", ["bob@example.com"]),
         ("Bob@example.com", "bob@Example.com", []),
         ("bob", "bob@Example.com", ["bob@example.com"]),
+        ("bob", "a..b@example.com", ["a..b@example.com"]),
+        ("bob", "a b@example.com", []),
         ("bob", "", []),
         ("bob%example.com", "bob", ["bob@example.com"]),
         ("example.com!bob", "", ["bob@example.com"]),

@@ -49,6 +49,16 @@ def test_a_message_may_have_no_header() -> None:
     assert Message.parse(b"\nhello\n") == Message((), b"hello\r\n")
 
 
+def test_a_last_line_may_have_no_end() -> None:
+    assert Message.parse(b"To: c") == Message((HeaderField(b"To", b" c"),))
+    assert Message.parse(b"To: c\n\nhello").body == b"hello"
+
+
+def test_a_first_line_that_is_no_field_is_not_lost() -> None:
+    assert Message.parse(b" x\nX: y\n") == Message((), b" x\r\nX: y\r\n")
+    assert Message.parse(b"no field\nX: y\n") == Message((), b"no field\r\nX: y\r\n")
+
+
 def test_fields_on_top_stand_topmost_first() -> None:
     message = Message.parse(b"C: 3\n\n").with_fields_on_top(
         [HeaderField(b"A", b" 1"), HeaderField(b"B", b" 2")]
