@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import date
 
 import pytest
@@ -39,6 +40,8 @@ RULES = {
         "local": "x@local.example",
         "same": "@new.example",
         "dash": "bob@dash.example",
+        "nodetail": "bob@none.example",
+        "mixed": "guess@catch.example sales@example.com",
         "own": "@example.com",
         "gone": "disabled",
         "old": "bob@example.com expires=2026-10-31",
@@ -58,11 +61,14 @@ RULES = {
     },
     "new.example": {"same": "same@new.example", "*": "quarantine"},
     "catch.example": {"*": "bob@example.com"},
+    "catch-local.example": {"*": "x@local.example"},
+    "catch-passed.example": {"*": "x@pass.example"},
     "move.example": {"*": "@example.com"},
     "circle.example": {"*": "@circle.example"},
     "old.example": {},
     "lost.example": {},
     "dash.example": {"bob": "bob@dash.example"},
+    "none.example": {"bob": "bob@none.example"},
     "pass.example": {},
     "second.example": {},
     "third.example": {"*": "@local.example"},
@@ -74,6 +80,7 @@ SETTINGS = {
     "old.example": {"alias_of": "example.com"},
     "lost.example": {"alias_of": "elsewhere.example"},
     "dash.example": {"delimiter": "-"},
+    "none.example": {"delimiter": ""},
     "pass.example": {"unknown": "pass"},
     "second.example": {"alias_of": "pass.example"},
     "bad.example": {"unkown": "pass"},
@@ -105,6 +112,7 @@ def finals(decision: Decision) -> list[str]:
         ("same+x@example.com", "alias", ["same+x@new.example"]),
         ("dash+x@example.com", "alias", ["bob-x@dash.example"]),
         ("own@example.com", "mailbox", ["own@example.com"]),
+        ("nodetail+x@example.com", "alias", ["bob@none.example"]),
         ("today@example.com", "alias", ["bob@example.com"]),
         ("some@example.com", "alias", ["bob@example.com"]),
         ("sales+x@old.example", "alias", ["bob+x@example.com"]),
@@ -141,7 +149,18 @@ def test_hold_leaves_the_address_or_takes_the_targets_of_the_rule() -> None:
     hold = Policy(hold=True)
     assert finals(decide("guess@new.example", hold)) == ["guess@new.example~"]
     assert finals(decide("guess@catch.example", hold)) == ["bob@example.com~"]
-    assert decide("guess@catch.example", hold).reason is Reason.CATCH_ALL
+    for address in ("guess@new.example", "guess@catch.example"):
+        assert decide(address, hold).reason is Reason.CATCH_ALL
+
+
+def test_what_is_held_is_held_wherever_it_is_delivered() -> None:
+    hold = replace(POLICY, hold=True)
+    assert finals(decide("guess@catch-local.example", hold)) == ["x@local.example~"]
+    assert finals(decide("guess@catch-passed.example", hold)) == ["x@pass.example~"]
+
+
+def test_who_is_reached_by_another_way_too_is_not_held() -> None:
+    assert finals(decide("mixed@example.com", replace(POLICY, hold=True))) == ["bob@example.com"]
 
 
 def test_a_quarantine_without_a_mailbox_waits() -> None:
@@ -165,6 +184,12 @@ def test_ten_levels_and_no_more(length: int, reason: str) -> None:
     chain[f"c{length}"] = f"c{length}@example.com"
     decision = resolve(parse_address("c0@example.com"), Store({"example.com": chain}), POLICY, DAY)
     assert decision.reason.value == reason
+
+
+def test_an_address_that_several_rules_lead_to_is_asked_about_once() -> None:
+    store = Store({"example.com": {"all": "b@example.com c@example.com", "b": "c@example.com"}})
+    resolve(parse_address("all@example.com"), store, POLICY, DAY)
+    assert [[address.local for address in call] for call in store.calls] == [["all"], ["b", "c"]]
 
 
 def test_a_fan_out_is_bounded() -> None:
@@ -277,6 +302,26 @@ def test_a_pattern_comes_after_the_subaddress_and_before_the_catch_all(
     )
     decision = resolve(Address(local, "example.com"), Store(PATTERNS), policy, date(2026, 1, 1))
     assert [str(final.address) for final in decision.finals] == [goes]
+
+
+@pytest.mark.parametrize(
+    ("field", "usable"),
+    [
+        ("sales-*", True),
+        ("*sales", True),
+        ("sales-*-eu", True),
+        ("sales*-eu", False),
+        ("sales-*eu", False),
+        ("sales*eu", False),
+        ("a-*-*", False),
+        ("sales", False),
+        ("x" * 64 + "*", True),
+        ("x" * 65 + "*", False),
+    ],
+)
+def test_what_a_pattern_may_be(field: str, usable: bool) -> None:
+    assert is_usable_pattern(field) is usable
+    assert usable <= (field in patterns_for(field.replace("*", "")))
 
 
 def octets_kept(local_parts: Iterable[str]) -> int:

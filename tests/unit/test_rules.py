@@ -105,6 +105,11 @@ def test_what_makes_a_rule_invalid(text: str, why: str) -> None:
         parse_rule(text.encode())
 
 
+def test_octets_that_are_no_utf_8_make_a_rule_invalid() -> None:
+    with pytest.raises(RuleError, match="not UTF-8"):
+        parse_rule(b"disabled \xff")
+
+
 def test_settings() -> None:
     found = parse_settings(
         {b"unknown": b"pass", b"delimiter": b"", b"quarantine": b"q@x.example", b"note": b"hm"}
