@@ -96,8 +96,10 @@ def test_the_set_stands_above_all_in_the_order_of_insertion() -> None:
     ]
 
 
-def test_values_are_as_a_milter_inserts_them() -> None:
-    sealed = seal(PLAIN, FIRST, AUTHSERV, our_sealer(), now=NOW)
+@pytest.mark.parametrize("copies", [0, 30])
+def test_values_are_as_a_milter_inserts_them(copies: int) -> None:
+    message = PLAIN.with_fields_on_top([HeaderField(b"Cc", b" a@b")] * copies)
+    sealed = seal(message, FIRST, AUTHSERV, our_sealer(), now=NOW)
     assert isinstance(sealed, Sealed)
     for each in sealed.fields:
         assert each.value.startswith(b" i=1; ")

@@ -91,6 +91,7 @@ def test_a_forged_older_set_fails_at_its_seal() -> None:
     assert result.verdict is Verdict.FAIL
     result = evaluate(edited(THREE, lambda value: value.replace(b"i=1; one", b"i=1; other")))
     assert [each.seal for each in result.sets] == [Verdict.NONE, Verdict.NONE, Verdict.FAIL]
+    assert result.sets[2].reason == result.reason != ""
 
 
 def test_a_seal_that_may_not_be_as_it_is_failed_itself() -> None:

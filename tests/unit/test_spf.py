@@ -134,13 +134,25 @@ def test_a_helo_that_is_no_domain_gives_none(helo: str) -> None:
     assert (result.verdict, result.domain) == (Verdict.NONE, "")
 
 
+def test_macros_tell_whom_the_null_sender_is_checked_as() -> None:
+    zone: Zone = {
+        "mx.example.org": {"TXT": ["v=spf1 exists:%{l}.%{o}.sender.example -all"]},
+        "postmaster.mx.example.org.sender.example": {"A": ["127.0.0.2"]},
+    }
+    result = spf.evaluate(IP, "mx.example.org", "", ZoneResolver(zone).lookup(5))
+    assert result.verdict is Verdict.PASS
+
+
 @pytest.mark.parametrize("ip", ["", "local", "300.1.1.1", "192.0.2.1/24"])
 def test_without_an_address_there_is_nothing_to_check(ip: str) -> None:
     assert check("v=spf1 +all", ip=ip) == "none"
 
 
 def test_an_address_with_a_quoted_at_is_split_at_its_last() -> None:
-    assert check("v=spf1 +all", sender='"a@evil.example"@example.org') == "pass"
+    sender = '"a@evil.example"@example.org'
+    assert check("v=spf1 +all", sender=sender) == "pass"
+    zone: Zone = {"example.org.sender.example": {"A": ["127.0.0.2"]}}
+    assert check("v=spf1 exists:%{o}.sender.example -all", zone, sender=sender) == "pass"
 
 
 def test_an_internationalized_sender_is_looked_up_as_a_labels() -> None:
@@ -187,6 +199,12 @@ def test_names_of_the_client_that_lead_nowhere_are_no_void_lookups() -> None:
     names = [f"gone{n}.isp.example" for n in range(4)]
     zone: Zone = {"1.2.0.192.in-addr.arpa": {"PTR": list(names)}}
     assert check(f"v=spf1 ptr ip4:{IP} -all", zone) == "pass"
+
+
+def test_hosts_that_take_no_mail_are_void_lookups() -> None:
+    zone: Zone = {f"h{number}.example": {"A": ["192.0.2.9"]} for number in range(3)}
+    assert check("v=spf1 mx:h0.example mx:h1.example -all", zone) == "fail"
+    assert check("v=spf1 mx:h0.example mx:h1.example mx:h2.example -all", zone) == "permerror"
 
 
 def test_a_term_of_more_than_512_octets_is_a_permerror() -> None:

@@ -67,6 +67,44 @@ def test_an_address_expires_after_its_days_and_another_mtas_clock_may_be_a_day_a
     assert refused.value.reason is Reason.SRS_EXPIRED
 
 
+@pytest.mark.parametrize("days", [7, 21, 60])
+def test_an_address_is_good_for_as_many_days_as_are_set(days: int) -> None:
+    def aged(days_old: int) -> Rewriter:
+        clock = NOW + days_old * DAY
+        return Rewriter(["a secret"], max_age_days=days, hash_length=4, clock=lambda: clock)
+
+    def is_good(made: Address, days_old: int) -> bool:
+        try:
+            return bool(aged(days_old).reverse(made))
+        except SRSError:
+            return False
+
+    # Some of them have the date of one of the three days before.
+    made = [aged(0).forward(Address(f"u{n}", "bank.example"), HOME) for n in range(20)]
+    assert all(is_good(one, days - 3) for one in made)
+    assert any(is_good(one, days) for one in made)
+    assert not any(is_good(one, days + 1) for one in made)
+
+
+@pytest.mark.parametrize("length", [4, 8, 20])
+def test_a_hash_has_as_many_characters_as_are_set(length: int) -> None:
+    own = Rewriter(["a secret"], max_age_days=21, hash_length=length, clock=lambda: NOW)
+    sender = parse_address("al@bank.example")
+    made = own.forward(sender, HOME)
+    assert len(made.local.split("=")[1]) == length
+    assert own.reverse(made) == sender
+    shorter = made.local.replace(made.local[5 : 5 + length], made.local[5 : 4 + length])
+    with pytest.raises(SRSError):
+        own.reverse(Address(shorter, HOME))
+
+
+def test_a_local_part_of_64_octets_is_what_every_host_takes() -> None:
+    room = MAX_LOCAL_OCTETS - len("SRS0=HHHH=TT=bank.example=")
+    assert rewriter().forward(Address("x" * room, "bank.example"), HOME).domain == HOME
+    with pytest.raises(CannotRewrite):
+        rewriter().forward(Address("x" * (room + 1), "bank.example"), HOME)
+
+
 def test_the_first_secret_signs_and_all_verify() -> None:
     made = rewriter("old").forward(parse_address("alice@bank.example"), HOME)
     assert rewriter("new", "old").reverse(made)
