@@ -21,6 +21,7 @@ from aliasmilter.store.link import Command, Door, Link, Reply
 from aliasmilter.store.questions import Asked, Questions
 from aliasmilter.store.redis import AliasStore
 from aliasmilter.store.servers import Pool, Single
+from aliasmilter.store.snapshot import page
 from tests.harness.fake_redis import FakeRedis, Proxy
 from tests.harness.redis import RedisServer
 from tests.harness.wait import wait_until
@@ -278,6 +279,12 @@ def test_an_answer_that_is_no_answer_makes_the_store_unavailable(
         assert why(open_store(server.url))
 
 
+@pytest.mark.parametrize("reply", [b"OK", None, [], [b"0"], [b"0", b"x"], [b"0", [], []]])
+def test_no_rule_is_missed_by_an_answer_to_another_question(reply: Reply) -> None:
+    with pytest.raises(Unavailable, match="another question"):
+        page(reply)
+
+
 NO_RULES = [None] * len(fields_for("bob"))
 
 
@@ -285,6 +292,7 @@ NO_RULES = [None] * len(fields_for("bob"))
     "replies",
     [
         [[b"unknown"], 0, NO_RULES],
+        [[[b"unknown"], b"pass"], 0, NO_RULES],
         [b"OK", 0, NO_RULES],
         [[], 0, NO_RULES[1:]],
         [[], 0, [*NO_RULES, None]],

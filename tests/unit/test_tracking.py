@@ -15,11 +15,13 @@ from aliasmilter.mail.address import Address
 from aliasmilter.redisurl import Endpoint
 from aliasmilter.routing.lookup import Absent, Answer, Found, Unavailable, fields_for
 from aliasmilter.store import tracking
+from aliasmilter.store.connect import connect
 from aliasmilter.store.deadline import Deadline
 from aliasmilter.store.link import Command, Door, Link, Reply, check, dial
-from aliasmilter.store.questions import Lifetimes, Questions
+from aliasmilter.store.questions import Asked, Lifetimes, Questions
 from aliasmilter.store.redis import AliasStore
 from aliasmilter.store.servers import Single
+from aliasmilter.store.tracking import Ticket, Tracking
 from tests.harness.fake_redis import Proxy
 from tests.harness.redis import RedisServer
 from tests.harness.wait import wait_until
@@ -313,6 +315,55 @@ def test_a_restart_with_other_rules_is_noticed_at_once(
     load(server)
     assert bob(store) == b"0"
     warm(store)
+
+
+def test_answers_are_kept_again_when_a_server_that_was_away_is_back(
+    server: RedisServer, open_store: OpenStore, warm: Warm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(server.url)
+    warm(store)
+    in_vain: list[Exception] = []
+    real = Single.open
+
+    def counting(self: Single, greeting: tuple[Command, ...], deadline: Deadline) -> Link:
+        try:
+            return real(self, greeting, deadline)
+        except Unavailable as error:
+            in_vain.append(error)
+            raise
+
+    monkeypatch.setattr(Single, "open", counting)
+    server.kill()
+    wait_until(lambda: len(in_vain) >= 2, "the announcements are asked for again and again")
+    server.start()
+    load(server)
+    warm(store)
+
+
+def test_what_was_asked_for_before_redis_watched_is_not_kept(server: RedisServer) -> None:
+    servers = connect(server.url, identified=True)
+    assert isinstance(servers, Single)
+    store = Tracking(servers, 1.0)
+    _, origin = servers.exchange([("PING",)], Deadline(10))
+    asked = [Asked(Found({b"unknown": b"reject"}, {}), lasts=True)]
+
+    def keep(address: Address, ticket: Ticket | None = None) -> bool:
+        """Whether it is kept with this ticket, or with one of now."""
+        kept, now = store.recall([address])
+        if ticket := ticket or now:
+            store.keep([address], asked, ticket, origin)
+        return kept != [None]
+
+    try:
+        wait_until(lambda: store.recall([BOB])[1], "there is a connection")
+        _, early = store.recall([BOB])
+        wait_until(lambda: keep(CAROL), "Redis watches, and answers are kept")
+        for _ in range(50):
+            assert not keep(BOB, early), "a SWAPDB before Redis watched would go unnoticed"
+        wait_until(lambda: keep(CAROL), "others are")
+    finally:
+        store.close()
+        servers.close()
 
 
 def test_answers_of_another_server_than_that_which_announces_are_not_kept(

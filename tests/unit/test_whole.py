@@ -337,6 +337,7 @@ class Server:
     def __init__(self, rules: dict[bytes, bytes], *, mortal: bytes = b"") -> None:
         self.rules = rules
         self.mortal = mortal
+        self.settings = [b"unknown", b"reject"]
         self.pages = 0
         self.largest = 0  # octets of a page
         self.copies = False
@@ -361,7 +362,7 @@ class Server:
             return [1000 if word == self.mortal else -1 for word in words[3:]]
         return {
             "HLEN": len(self.rules),
-            "HGETALL": [b"unknown", b"reject"],
+            "HGETALL": self.settings,
             "EXISTS": 1,
             "PTTL": -1,
         }[name]
@@ -391,6 +392,12 @@ def test_a_rule_that_will_expire_keeps_the_domain_from_being_kept() -> None:
     assert read(Server({b"bob": b"x", b"tmp": b"x"}, mortal=b"tmp")) == math.inf
 
 
+def test_a_domain_that_is_gone_is_not_kept_for_its_rules() -> None:
+    server = Server({b"bob": b"x"})
+    server.settings = []
+    assert read(server) == math.inf
+
+
 def test_rules_that_take_too_much_memory_are_not_kept() -> None:
     assert read(Server({b"user%d" % number: b"x" * 60_000 for number in range(100)})) == math.inf
 
@@ -403,10 +410,11 @@ def test_large_rules_are_read_few_at_a_time() -> None:
         assert server.largest < 2**20
 
 
-def test_an_answer_to_another_question_is_no_answer() -> None:
+@pytest.mark.parametrize("command", ["HLEN", "HGETALL", "EXISTS", "HSCAN"])
+def test_an_answer_to_another_question_is_no_answer(command: str) -> None:
     class Garbling(Server):
         def answer(self, name: str, *words: object) -> Reply:
-            return b"OK" if name == "HLEN" else super().answer(name, *words)
+            return b"OK" if name == command else super().answer(name, *words)
 
     with pytest.raises(Exception, match="another question"):
         read(Garbling({}))
