@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 import structlog
 
 from aliasmilter.forwarding.decider import Decider
+from aliasmilter.forwarding.outbound import Keyring, Outbound
 from aliasmilter.forwarding.srs import Rewriter
 from aliasmilter.forwarding.trace import Tracer
 from aliasmilter.mail.address import Address, parse_address
@@ -20,6 +21,7 @@ from aliasmilter.mta.session import Session
 from aliasmilter.mta.transaction import Client, Edits, Verdict
 from aliasmilter.routing.decision import Policy
 from aliasmilter.routing.lookup import Absent, Answer, Found, Unavailable, fields_for
+from tests.harness.dns import ZoneResolver
 
 SRS = "srs.example.net"
 ALICE = b"<alice@bank.example>"
@@ -152,6 +154,24 @@ class Scene:
         verdict = self.end()
         assert verdict.reply is None
         return verdict.edits
+
+
+def sealing(scene: Scene, keyring: Keyring | None = None) -> Scene:
+    """The scene, where mail that leaves is to be sealed, if there is a key."""
+    scene.session._service = replace(
+        scene.session._service,
+        outbound=Outbound(
+            "mx.example.net",
+            ZoneResolver(),
+            dns_timeout=1.0,
+            trust=False,
+            refuses_dmarc=False,
+            trusted_sealers=(),
+            keyring=keyring,
+            clock=lambda: scene.now,
+        ),
+    )
+    return scene
 
 
 @contextmanager

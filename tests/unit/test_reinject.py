@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import smtplib
 import socket
 import threading
 import time
@@ -107,10 +108,38 @@ def submit(to: Reinjector, wanted: Copy) -> dict[str, str]:
     return submission.notes
 
 
-def test_the_log_names_the_queue_id_that_the_listener_gave() -> None:
-    with listening() as listener:
+@pytest.mark.parametrize(
+    ("said", "queue_id"),
+    [
+        ("2.0.0 Ok: queued as 4Tz8", "4Tz8"),
+        ("2.0.0 5BK2ZQ Message accepted for delivery", "5BK2ZQ"),
+        ("2.0.0 ok " + "x" * 100, "2.0.0 ok " + "x" * 71),
+    ],
+)
+def test_the_log_names_the_queue_id_that_the_listener_gave(said: str, queue_id: str) -> None:
+    def answer(command: str) -> bytes:
+        return f"250 {said}\r\n".encode() if command == "." else obliging(command)
+
+    with listening(answer) as listener:
         notes = submit(reinjector(listener.address), copy("<me@gmail.example>"))
-    assert notes == {"reinjected": "<me@gmail.example> as 4Tz8"}
+    assert notes == {"reinjected": f"<me@gmail.example> as {queue_id}"}
+
+
+def test_nothing_waits_for_a_copy_that_was_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    def reset(smtp: smtplib.SMTP, command: str, args: str = "") -> None:
+        if command == "QUIT":
+            raise ConnectionResetError
+        put(smtp, command, args)
+
+    put = smtplib.SMTP.putcmd
+    monkeypatch.setattr(smtplib.SMTP, "putcmd", reset)
+    before = set(threading.enumerate())
+    with listening() as listener:
+        assert submit(reinjector(listener.address), copy("<me@gmail.example>"))
+        timers = [t for t in set(threading.enumerate()) - before if isinstance(t, threading.Timer)]
+        for timer in timers:
+            timer.join(5)
+        assert not [timer for timer in timers if timer.is_alive()]
 
 
 def test_more_recipients_than_every_server_takes_go_in_several_transactions() -> None:
@@ -160,6 +189,7 @@ def test_who_was_served_before_a_failure_is_not_served_again() -> None:
         again = submitter.begin(ONE, paths)
         assert again.left(first.recipients) == []
         assert again.left(second.recipients) == ["<you@gmail.example>"]
+        assert again.notes == {"reinjected": "<me@gmail.example> by an earlier try"}
         assert submitter.begin(OTHER, paths).left(paths) == paths
 
 

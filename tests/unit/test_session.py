@@ -9,10 +9,11 @@ import pytest
 from aliasmilter.forwarding.srs import DAY
 from aliasmilter.forwarding.trace import HEADER as TRACE
 from aliasmilter.mail.address import parse_address
+from aliasmilter.mail.message import Message
 from aliasmilter.mta.quarantine import HEADER as NOTE
 from aliasmilter.mta.session import MAX_COPIES
 from aliasmilter.mta.transaction import Client, Edits
-from tests.unit.fakes import ALICE, SRS, Listener, Scene, Served, Store
+from tests.unit.fakes import ALICE, SRS, Listener, Scene, Served, Store, sealing
 
 RULES = {
     "example.com": {
@@ -180,6 +181,7 @@ def test_a_store_that_is_away_is_a_451_and_what_rcpt_decided_holds() -> None:
     scene.store.down = True
     (reply,) = scene.rcpt("<carol@example.com>")
     assert reply.startswith("451 4.3.0")
+    assert scene.log[-1]["problem"] == "switched off"
     assert added(scene.end().edits) == ["<bob@example.com>"]
 
 
@@ -338,6 +340,27 @@ def test_mail_that_stays_asks_nobody_who_was_served() -> None:
     assert listener.memory.calls == 0
 
 
+def test_the_body_of_mail_that_leaves_is_looked_at_where_it_is_examined() -> None:
+    session = sealing(start()).session
+    for recipient, wanted in ((b"<sales@example.com>", False), (b"<out@example.com>", True)):
+        session.mail(ALICE, [])
+        session.rcpt(recipient, [])
+        assert session.wants_body is wanted
+
+
+def test_results_that_claim_to_be_ours_are_in_no_copy() -> None:
+    scene = sealing(start(listener=Listener()))
+    scene.session.mail(ALICE, [])
+    scene.rcpt("<both@example.com>")
+    texts = (b" mx.example.net; spf=pass", b" other.example; spf=pass", b" MX.example.net; none")
+    verdict = scene.end(*[("Authentication-Results", text) for text in texts])
+    assert verdict.edits.remove == (("Authentication-Results", 3), ("Authentication-Results", 1))
+    assert scene.listener
+    (copy,) = scene.listener.copies
+    left = Message.parse(copy.content).fields("Authentication-Results")
+    assert [field.value for field in left] == [b" other.example; spf=pass"]
+
+
 @pytest.mark.parametrize(
     ("helo", "said"), [("mail.bank.example", "mail.bank.example"), ("", "unknown")]
 )
@@ -373,6 +396,7 @@ def test_discard_alone_and_with_others() -> None:
     scene.session.mail(ALICE, [])
     assert scene.rcpt("<drop@example.com>") == [""]
     assert scene.end().discard
+    assert scene.log[-1]["event"] == "discarded"
     edits = scene.send("<drop@example.com>", "<bob@example.com>")
     assert edits.recipients.delete == ("<drop@example.com>",)
     assert added(edits) == []
@@ -513,6 +537,21 @@ def test_a_message_that_passed_this_alias_before_is_a_loop_and_another_alias_is_
     scene.session.mail(ALICE, [])
     scene.rcpt("<SALES@example.com>")
     assert str(scene.end((TRACE, stamp.encode())).reply).startswith("554 5.4.6")
+    assert (scene.log[-1]["event"], scene.log[-1]["reason"]) == ("refused", "loop")
+
+
+def test_a_copy_passes_only_the_aliases_that_lead_to_its_own_recipients() -> None:
+    listener = Listener()
+    scene = start(listener=listener)
+    scene.send("<sales@example.com>", "<out@example.com>")
+    (copy,) = listener.copies
+    (trace,) = Message.parse(copy.content).fields(TRACE)
+    scene.session.mail(ALICE, [])
+    scene.rcpt("<sales@example.com>")
+    assert scene.end((TRACE, trace.value)).reply is None
+    scene.session.mail(ALICE, [])
+    scene.rcpt("<out@example.com>")
+    assert str(scene.end((TRACE, trace.value)).reply).startswith("554 5.4.6")
 
 
 @pytest.mark.parametrize(("hops", "reply"), [(5, ""), (6, "554 5.4.6")])
@@ -545,8 +584,16 @@ def test_after_a_lost_event_nothing_is_accepted_until_the_next_transaction() -> 
     assert str(scene.end().reply).startswith("451 4.3.0")
     assert scene.send("<bob@example.com>") == Edits()
     scene.session.broke(for_good=True)
+    scene.session.broke(for_good=False)
     scene.session.mail(ALICE, [])
     assert scene.rcpt("<bob@example.com>")[0].startswith("451 4.3.0")
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_what_cannot_be_split_is_held_for_all_when_it_is_for_one(*, reverse: bool) -> None:
+    arguments = ["<guess@catch.example>", "<carol@example.com>"]
+    edits = start(hold=True).local().send(*(reversed(arguments) if reverse else arguments))
+    assert edits.quarantine == "catch-all: guess@catch.example"
 
 
 @pytest.mark.parametrize("aborted", [True, False])

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
+from aliasmilter.config import SubmissionSection
 from aliasmilter.forwarding.author import NoAuthorError, author_addresses
 from aliasmilter.forwarding.identity import MAX_IDS, Keeper, Token, answered, message_id
 from aliasmilter.mail.address import parse_address
 from aliasmilter.mail.message import HeaderField, Message
-from aliasmilter.mta.submission import Answer, IdentityMode, Memory, Submission, disguised
+from aliasmilter.mta.submission import (
+    Answer,
+    IdentityMode,
+    Memory,
+    Submission,
+    disguised,
+    make_submission,
+)
 from aliasmilter.mta.transaction import Edits, Verdict
+from aliasmilter.store.redis import AliasStore
 from tests.unit.fakes import Scene, Store
 
 RULES = {
@@ -181,6 +192,7 @@ def test_an_answer_shows_the_alias_instead_of_the_mailbox() -> None:
             REPLY,
             ("Reply-To", " bob@example.com, carol@example.com"),
             ("Sender", " not-bob@example.com, bob@example.com.example"),
+            ("Cc", " bob@example.com"),
         )
     )  # fmt: skip
     assert answer.sender == "<sales@example.com>"
@@ -188,6 +200,14 @@ def test_an_answer_shows_the_alias_instead_of_the_mailbox() -> None:
         ("From", 1, ' "Bob, the one" <sales@example.com>'),
         ("Reply-To", 1, " sales@example.com, carol@example.com"),
     )
+
+
+def test_of_several_fields_those_that_show_the_mailbox_are_changed() -> None:
+    fields = [("Reply-To", f" {who}@example.com") for who in ("carol", "bob", "carol", "bob")]
+    answer = edits(sent(asked(scene("rewrite")), BOB, BOB, ("From", f" {BOB}"), *fields, REPLY))
+    assert [(name, number) for name, number, _ in answer.change] == [
+        ("From", 1), ("Reply-To", 2), ("Reply-To", 4),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -229,6 +249,12 @@ def test_an_answer_that_shows_the_mailbox_very_often_is_refused_and_few_are_look
     assert isinstance(result, Verdict)
     assert str(result.reply).startswith("550 5.7.1 This answers mail to <sales@example.com>")
     assert len(made.store.calls) < 10
+
+
+def test_a_field_that_cannot_be_read_shows_nobody() -> None:
+    fields = (("From", f" {BOB}"), ("Reply-To", " nobody at all"), REPLY)
+    answer = edits(sent(asked(scene("rewrite")), BOB, BOB, *fields))
+    assert answer.change == (("From", 1, " sales@example.com"),)
 
 
 def test_an_answer_from_a_subaddress_shows_the_alias_in_the_envelope_too() -> None:
@@ -300,6 +326,17 @@ def test_what_a_milter_cannot_write_is_refused_rather_than_shown() -> None:
     latin = (("Reply-To", b' "J\xf6rg" <bob@example.com>'), ("From", b" bob@example.com"))
     verdict = made.end(*latin, ("In-Reply-To", b" <1@bank.example>"))
     assert str(verdict.reply).startswith("550 5.7.1 This answers mail to <sales@example.com>")
+
+
+def test_a_message_does_not_wait_until_it_is_remembered() -> None:
+    with closing(AliasStore("redis://127.0.0.1:1/0", 1.0)) as store, capture_logs() as log:
+        decider = scene().session._service.decider
+        made = make_submission(SubmissionSection(identity="reject"), ["a"], decider, store)
+        assert made
+        assert made.memory
+        made.memory.put([Token("0" * 40, b"x")])
+    (line,) = log
+    assert (line["log_level"], "127.0.0.1:1" in line["problem"]) == ("warning", True)
 
 
 def test_nothing_that_is_kept_shows_an_address() -> None:

@@ -7,12 +7,14 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from aliasmilter.forwarding.authentication import Client as MailClient
+from aliasmilter.forwarding.outbound import Keyring
 from aliasmilter.forwarding.results import DkimResult, Identity, Results, SpfResult, Verdict
 from aliasmilter.mail.address import Address
 from aliasmilter.mail.message import Message
 from aliasmilter.mta.transaction import Verdict as Ending
 from aliasmilter.mta.vendors import Vendors
-from tests.unit.fakes import Listener, Scene, Store
+from tests.harness.signing import our_sealer
+from tests.unit.fakes import Listener, Scene, Store, sealing
 
 RULES = {
     "example.com": {
@@ -21,6 +23,7 @@ RULES = {
         "shop": "bob@example.com vendor=shop.co.uk strict",
         "two": "bob@example.com vendor=two.example strict",
         "chain": "shop@example.com",
+        "away": "me@gmail.example vendor=hub.example",
         "list": "bob@example.com block=spam.example;eve@bank.example",
         "srs0-list": "list@example.com",
         "team": "list@example.com bob@example.com",
@@ -108,8 +111,19 @@ def test_a_message_to_other_addresses_is_not_looked_at() -> None:
     assert watched.seen == []
 
 
+def test_what_is_examined_for_a_vendor_and_stays_is_not_sealed() -> None:
+    watched = Watched()
+    sealing(watched.scene, Keyring(our_sealer(), {}))
+    for recipient, is_sealed in (("<hub@example.com>", False), ("<away@example.com>", True)):
+        headers = watched.send(recipient).edits.headers
+        assert ("ARC-Seal" in [name for name, _ in headers]) is is_sealed
+
+
 def test_the_body_is_there_to_be_examined() -> None:
     watched = Watched()
+    watched.scene.session.mail(b"<alice@bank.example>", [])
+    watched.scene.rcpt("<bob@example.com>")
+    assert not watched.scene.session.wants_body
     watched.send("<hub@example.com>")
     assert watched.examiner.bodies == [b"a body\r\n"]
 
@@ -152,6 +166,7 @@ def test_own_users_are_nobody_s_leak() -> None:
     watched = Watched()
     assert watched.send("<shop@example.com>", login="bob@example.com").reply is None
     assert watched.seen == []
+    assert watched.examiner.bodies == [], "nor is their mail examined as that of strangers"
 
 
 @pytest.mark.parametrize("listener", [None, Listener()])
