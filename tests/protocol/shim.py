@@ -61,6 +61,35 @@ def failed(self, where, error):
 Session.rcpt, Filter.failed = wrapper, failed
 """
 
+# The end of a session raises, where nobody catches it.
+RAISES_AT_THE_END = """
+from aliasmilter.mta.filter import Filter
+
+def closed(self):
+    raise RuntimeError("boom\\nQUEUEID: accepted")
+
+Filter.closed = closed
+"""
+
+# The file "live" beside this one holds the number of sessions that are in memory.
+COUNTS_SESSIONS = """
+import gc, pathlib, weakref
+from aliasmilter.mta.filter import Filter
+
+live = weakref.WeakSet()
+begin, helo = Filter.__init__, Filter.helo
+
+def counted(self, *arguments):
+    begin(self, *arguments)
+    live.add(self)
+
+def telling(self, name):
+    gc.collect()
+    (pathlib.Path(__file__).parent / "live").write_text(str(len(live)))
+    return helo(self, name)
+
+Filter.__init__, Filter.helo = counted, telling
+"""
 
 # While there is a file "full" beside this one, there is no process left.
 NO_FORK = """

@@ -10,8 +10,9 @@ import pytest
 from tests.harness.daemon import Daemon
 from tests.harness.mta_client import Mta
 from tests.harness.redis import RedisServer
+from tests.harness.wait import wait_until
 from tests.protocol.conftest import load_rules
-from tests.protocol.shim import ESCAPES, RAISES, ShimmedDaemon
+from tests.protocol.shim import ESCAPES, RAISES, RAISES_AT_THE_END, ShimmedDaemon
 
 INTERNAL = "451 4.3.0 Internal error, try again later"
 
@@ -112,6 +113,19 @@ def test_every_line_of_a_traceback_says_where_it_belongs_and_none_can_be_forged(
     assert all(line.startswith("NOQUEUE: ") for line in log.splitlines())
     assert "\x1b" not in log
     assert "\u202e" not in log
+
+
+def test_one_that_gets_out_of_a_callback_is_told_like_any_other(redis: RedisServer) -> None:
+    load_rules(redis)
+    with ShimmedDaemon(redis.url, RAISES_AT_THE_END) as daemon:
+        before = len(daemon.log)
+        with Mta(daemon.socket) as mta:
+            mta.mail()
+        wait_until(lambda: traceback_in(daemon.log[before:]), "the end of the session is logged")
+        log = daemon.log[before:]
+    first, *others = log.splitlines()
+    assert first == "error: exception outside of a session"
+    assert all(line.startswith("  ") for line in others)
 
 
 def test_no_worker_dies_of_exceptions(trap: Daemon) -> None:

@@ -14,6 +14,7 @@ from tests.harness.mta_client import ACTIONS, STEPS, Mta, dial, negotiate, packe
 from tests.harness.redis import RedisServer
 from tests.harness.signing import key, pem
 from tests.harness.wait import wait_until
+from tests.protocol.shim import COUNTS_SESSIONS, ShimmedDaemon
 
 Start = Callable[..., Daemon]
 MEGABYTE = 1 << 20
@@ -165,6 +166,21 @@ def test_sessions_past_the_limit_get_451_and_are_served_when_others_have_ended(
                 return mta.rcpt("<sales@example.com>").kind == "continue"
 
         wait_until(served, "a session in the place of one that ended")
+
+
+def test_no_session_stays_in_memory_when_it_is_over(redis: RedisServer) -> None:
+    with ShimmedDaemon(redis.url, COUNTS_SESSIONS, {"milter": {"workers": 1}}) as daemon:
+
+        def live() -> int:
+            with Mta(daemon.socket) as mta:
+                mta.mail()
+                mta.rcpt("<bob@else.example>")
+            return int((daemon.folder / "live").read_text())
+
+        assert live() == 1
+        for _ in range(20):
+            live()
+        wait_until(lambda: live() <= 2, "those that are over are freed")
 
 
 def test_connections_that_break_off_in_any_way_do_not_count_for_ever(start: Start) -> None:
