@@ -293,7 +293,7 @@ def test_garbage_gets_an_error_and_the_service_goes_on(
 ) -> None:
     with socket.create_connection(("127.0.0.1", port), 30) as client:
         client.sendall(data + b"\r\n\r\n")
-        assert b"Error code" in client.recv(10_000) or client.recv(10_000)
+        assert b"Error code" in client.makefile("rb").read()
     assert request(port, "/livez").status == 200
     assert measured.log.count("\n") == 1
 
