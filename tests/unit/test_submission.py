@@ -38,9 +38,15 @@ RULES = {
         "gone": "disabled",
         "a": "b@example.com",
         "b": "a@example.com",
+        "dave": "dave@example.com, copies@gmail.example",
+        "desk": "dave@example.com",
+        "info": "pat@pass.example",
+        "office": "eve@local.example",
     },
     "catch.example": {"*": "quarantine"},
+    "pass.example": {},
 }
+SETTINGS = {"pass.example": {"unknown": "pass"}}
 BOB = "bob@example.com"
 
 
@@ -58,8 +64,10 @@ class Memories:
 
 
 def scene(identity: str = "off", **options: object) -> Scene:
-    made = Scene(Store(RULES))
+    made = Scene(Store(RULES, SETTINGS))
     service = made.session._service
+    policy = replace(service.decider.policy, local_domains=frozenset({"local.example"}))
+    service = replace(service, decider=replace(service.decider, policy=policy))
     memories = Memories()
     memory = Memory(Keeper(["a secret"]), memories.get, memories.put)  # type: ignore[arg-type]
     settings: dict[str, object] = {
@@ -268,6 +276,25 @@ def test_an_answer_that_we_forward_shows_the_alias_in_its_return_address() -> No
     answer = edits(sent(made, BOB, BOB, ("From", f" {BOB}"), REPLY, to="out@example.com"))
     assert str(answer.sender).endswith("=example.com=sales@srs.example.net>")
     assert made.log[-1]["sender"] == "<sales@example.com>"
+
+
+@pytest.mark.parametrize(
+    ("alias", "mailbox"),
+    [
+        ("desk@example.com", "dave@example.com"),  # somebody gets copies of what dave gets
+        ("info@example.com", "pat@pass.example"),  # known to the MTA alone
+        ("office@example.com", "eve@local.example"),
+    ],
+)
+@pytest.mark.parametrize("subaddress", ["", "+x"])
+def test_a_mailbox_is_not_shown_whatever_makes_it_one(
+    alias: str, mailbox: str, subaddress: str
+) -> None:
+    made = asked(scene("rewrite"), alias)
+    author = mailbox.replace("@", f"{subaddress}@")
+    answer = edits(sent(made, mailbox, mailbox, ("From", f" {author}"), REPLY))
+    assert answer.sender == f"<{alias}>"
+    assert answer.change == (("From", 1, f" {alias}"),)
 
 
 def test_an_answer_can_be_refused_with_the_alias_to_use() -> None:

@@ -15,7 +15,7 @@ from aliasmilter.mail.message import HeaderField, Message
 from aliasmilter.mail.replies import Reason
 from aliasmilter.routing.decision import Decision
 from aliasmilter.routing.lookup import Unavailable
-from aliasmilter.routing.ownership import owners
+from aliasmilter.routing.ownership import mailbox_of, owners
 from aliasmilter.routing.plan import Recipient
 from aliasmilter.store.redis import AliasStore
 from aliasmilter.store.schema import answered_key
@@ -170,10 +170,9 @@ class Submission:
         Raises:
             Unavailable: the store does not answer.
         """
-        decision = self.decider.decide(address)
-        if decision.reason is not Reason.MAILBOX:
-            return False
-        return not _keys(decision).isdisjoint(_keys(self.decider.decide(author)))
+        mailbox = mailbox_of(self.decider.decide(address))
+        own = mailbox_of(self.decider.decide(author))
+        return mailbox is not None and own is not None and mailbox.key == own.key
 
     def _author_objection(self, login: str, message: Message) -> Decision | None:
         """Why the login may not send as one of the addresses in From; None when it may."""
@@ -197,12 +196,11 @@ class Submission:
         except NoAuthorError:
             return None
         for author in authors:
-            decision = self.decider.decide(author)
-            if decision.reason is not Reason.MAILBOX:
+            mailbox = mailbox_of(self.decider.decide(author))
+            if mailbox is None:
                 continue  # an alias: that is what is to be shown
-            for mailbox in owners(decision):
-                if alias := self.memory.alias(identifiers, mailbox):
-                    return Answer(author, alias)
+            if alias := self.memory.alias(identifiers, mailbox):
+                return Answer(author, alias)
         return None
 
     def _mailboxes(self, login: str) -> set[str]:

@@ -126,7 +126,8 @@ class Expansion:
             if self._is_routed:
                 return _routed()
             says = "delivered here" if hop.is_target else "not managed: the MTA decides"
-            final = Final(hop.carried, held=hop.held, mailbox=hop.plain)
+            mailbox = self._unruled(self.policy.delimiter)
+            final = Final(hop.carried, held=hop.held, mailbox=mailbox)
             return Outcome(final=final, says=says)
         # A subaddress means something to us, nothing to somebody else's system.
         return Outcome(

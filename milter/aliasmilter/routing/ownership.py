@@ -1,4 +1,4 @@
-"""Whose an address is: the mailboxes here that it leads to."""
+"""Whose an address is: the mailboxes here that it leads to, and whether it is one itself."""
 
 from aliasmilter.mail.address import Address
 from aliasmilter.routing.decision import Decision
@@ -14,3 +14,14 @@ def owners(decision: Decision) -> tuple[Address, ...]:
         return ()
     found = (final.mailbox or final.address for final in decision.finals if not final.leaves)
     return tuple({address.key: address for address in found}.values())
+
+
+def mailbox_of(decision: Decision) -> Address | None:
+    """The mailbox that an address itself is, without subaddress; None for an alias.
+
+    Others may get copies, and no rule needs to name it: in a domain with `unknown pass`, or that
+    no rules manage.
+    """
+    own = decision.address.key
+    itself = (f for f in decision.finals if f.address.key == own and not (f.held or f.quarantined))
+    return next((final.mailbox or final.address for final in itself), None)
