@@ -297,6 +297,31 @@ def test_a_mailbox_is_not_shown_whatever_makes_it_one(
     assert answer.change == (("From", 1, f" {alias}"),)
 
 
+@pytest.mark.parametrize(
+    ("sender", "fields", "changed"),
+    [
+        (BOB, [("From", " sales@example.com")], ()),
+        (BOB, [("To", " alice@bank.example")], ()),
+        (
+            "sales@example.com",
+            [("From", " sales@example.com"), ("Sender", " Bob <bob@example.com>")],
+            (("Sender", 1, " Bob <sales@example.com>"),),
+        ),
+        (
+            "",
+            [("From", " sales@example.com"), ("Reply-To", " bob+x@example.com")],
+            (("Reply-To", 1, " sales@example.com"),),
+        ),
+    ],
+)
+def test_an_answer_from_an_alias_shows_the_mailbox_nowhere_else(
+    sender: str, fields: list[tuple[str, str]], changed: tuple[tuple[str, int, str], ...]
+) -> None:
+    answer = edits(sent(asked(scene("rewrite")), BOB, sender, *fields, REPLY))
+    assert answer.sender == ("<sales@example.com>" if sender == BOB else None)
+    assert answer.change == changed
+
+
 def test_an_answer_can_be_refused_with_the_alias_to_use() -> None:
     result = sent(asked(scene("reject")), BOB, BOB, ("From", f" {BOB}"), REPLY)
     assert isinstance(result, Verdict)

@@ -88,7 +88,7 @@ class Completion:
         submission = self.service.submission
         if submission is None or not self.mail.login:
             return Outgoing()
-        outgoing = submission.outgoing(self.mail.login, message)
+        outgoing = submission.outgoing(self.mail, message)
         if outgoing.answer:
             self.mail.changed = numbered(message, outgoing.changed)
             self.mail.notes["shown_as"] = outgoing.answer.alias.path

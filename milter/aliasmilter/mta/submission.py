@@ -13,6 +13,7 @@ from aliasmilter.forwarding.identity import Keeper, Token, answered, message_id
 from aliasmilter.mail.address import Address, AddressError, parse_address, whole_address
 from aliasmilter.mail.message import HeaderField, Message
 from aliasmilter.mail.replies import Reason
+from aliasmilter.mta.transaction import Transaction
 from aliasmilter.routing.decision import Decision
 from aliasmilter.routing.lookup import Unavailable
 from aliasmilter.routing.ownership import mailbox_of, owners
@@ -21,7 +22,8 @@ from aliasmilter.store.redis import AliasStore
 from aliasmilter.store.schema import answered_key
 
 # The fields in which an answer shows who wrote it (RFC 5322 section 3.6.2).
-SHOWING = (b"from", b"sender", b"reply-to")
+SHOWING = ("from", "sender", "reply-to")
+_SHOWING_KEYS = frozenset(name.encode() for name in SHOWING)
 _NOBODY = Address("", "")
 
 
@@ -79,7 +81,7 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An answer that would show a mailbox: as it stands in From, and the alias to show instead."""
+    """An answer that would show a mailbox: as it is written, and the alias to show instead."""
 
     author: Address
     alias: Address
@@ -143,14 +145,18 @@ class Submission:
             text=f"<{sender}> is no address that {login} may send from",
         )
 
-    def outgoing(self, login: str, message: Message) -> Outgoing:
-        """What is to be done with a message that the login sends.
+    def outgoing(self, mail: Transaction, message: Message) -> Outgoing:
+        """What is to be done with a message that a login sends.
+
+        Args:
+            mail: its login, its sender.
+            message: as received.
 
         Raises:
             Unavailable: the store does not answer.
         """
-        refusal = self._author_objection(login, message)
-        answer = None if refusal else self._answer(message)
+        refusal = self._author_objection(mail.login, message)
+        answer = None if refusal else self._answer(message, mail.sender)
         if answer is None:
             return Outgoing(refusal)
         changed = disguised(message, answer)
@@ -186,16 +192,13 @@ class Submission:
         objections = (self.objection(login, author) for author in authors)
         return next((found for found in objections if found), None)
 
-    def _answer(self, message: Message) -> Answer | None:
-        """The mailbox in From and the alias it stands for, when the message answers one to that."""
-        if self.memory is None:
+    def _answer(self, message: Message, sender: Address | None) -> Answer | None:
+        """The mailbox that is shown and the alias it stands for, when that is what is answered."""
+        identifiers = answered(message) if self.memory else ()
+        if self.memory is None or not identifiers:
             return None
-        identifiers = answered(message)
-        try:
-            authors = author_addresses(message) if identifiers else ()
-        except NoAuthorError:
-            return None
-        for author in authors:
+        shown = [*_shown(message), *([sender] if sender else ())]
+        for author in list({address.key: address for address in shown}.values())[:MAX_AUTHORS]:
             mailbox = mailbox_of(self.decider.decide(author))
             if mailbox is None:
                 continue  # an alias: that is what is to be shown
@@ -217,7 +220,7 @@ def disguised(message: Message, answer: Answer) -> dict[int, HeaderField]:
     return {
         position: HeaderField(found.name, changed)
         for position, found in enumerate(message.headers)
-        if found.key in SHOWING
+        if found.key in _SHOWING_KEYS
         and (changed := shown.sub(lambda _: alias, found.value)) != found.value
     }
 
@@ -240,8 +243,8 @@ def _keys(decision: Decision) -> set[str]:
 def _shown(message: Message) -> list[Address]:
     """The addresses in the fields that show who wrote it; what cannot be read shows nobody."""
     found: list[Address] = []
-    for field_ in message.headers:
-        if field_.key in SHOWING:
+    for name in SHOWING:
+        for field_ in message.fields(name):
             with suppress(NoAuthorError):
                 found += author_addresses(Message((HeaderField(b"From", field_.value),)), None)
     return found
