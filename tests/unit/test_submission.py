@@ -42,6 +42,7 @@ RULES = {
         "desk": "dave@example.com",
         "info": "pat@pass.example",
         "office": "eve@local.example",
+        "büro": "bob@example.com",
     },
     "catch.example": {"*": "quarantine"},
     "pass.example": {},
@@ -389,6 +390,17 @@ def test_a_message_does_not_wait_until_it_is_remembered() -> None:
         made.memory.put([Token("0" * 40, b"x")])
     (line,) = log
     assert (line["log_level"], "127.0.0.1:1" in line["problem"]) == ("warning", True)
+
+
+def test_an_alias_beyond_ascii_is_shown_where_smtputf8_was_asked_for_and_not_elsewhere() -> None:
+    made = asked(scene("rewrite"), "büro@example.com")
+    refused = sent(made, BOB, BOB, ("From", f" {BOB}"), REPLY)
+    assert isinstance(refused, Verdict)
+    assert str(refused.reply).startswith("550 5.7.1 This answers mail to <b?ro@example.com>")
+    made.session.mail(f"<{BOB}>".encode(), [b"SMTPUTF8"], BOB)
+    assert made.rcpt("<x@else.example>") == [""]
+    answer = edits(made.end(("From", BOB.encode()), ("In-Reply-To", REPLY[1].encode())))
+    assert answer.sender == "<büro@example.com>"
 
 
 def test_nothing_that_is_kept_shows_an_address() -> None:
