@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import date
 
 import pytest
@@ -18,6 +19,7 @@ RULES = {
         "bob-smith": "bob-smith@dash.example",
         "bob": "bob@dash.example",
         "desk": "amy+desk@plus.example",
+        "shared": "amy@plus.example guess@dash.example",
         "*": "bob@dash.example",
     },
     "plus.example": {"bob-smith": "bob-smith@plus.example", "amy": "amy@plus.example"},
@@ -33,6 +35,7 @@ POLICY = Policy(
 )
 
 
+@pytest.mark.parametrize("hold", [False, True])
 @pytest.mark.parametrize(
     ("address", "mailboxes"),
     [
@@ -47,13 +50,13 @@ POLICY = Policy(
         ("info+x@here.example", ["bob-smith@local.example"]),
         ("away@here.example", []),
         ("guess@dash.example", []),
+        ("shared@dash.example", ["amy@plus.example"]),
         ("somebody@unmanaged.example", []),
     ],
 )
 def test_an_address_belongs_to_the_mailbox_and_not_to_what_looks_like_one(
-    address: str, mailboxes: list[str]
+    address: str, mailboxes: list[str], *, hold: bool
 ) -> None:
-    decision = resolve(
-        parse_address(address), Store(RULES, SETTINGS), POLICY, date(2026, 11, 1)
-    )
+    policy = replace(POLICY, hold=hold)
+    decision = resolve(parse_address(address), Store(RULES, SETTINGS), policy, date(2026, 11, 1))
     assert [str(owner) for owner in owners(decision)] == mailboxes

@@ -43,6 +43,7 @@ RULES = {
         "info": "pat@pass.example",
         "office": "eve@local.example",
         "büro": "bob@example.com",
+        "mixed": "bob@example.com guess@catch.example",
     },
     "catch.example": {"*": "quarantine"},
     "pass.example": {},
@@ -390,6 +391,13 @@ def test_a_message_does_not_wait_until_it_is_remembered() -> None:
         made.memory.put([Token("0" * 40, b"x")])
     (line,) = log
     assert (line["log_level"], "127.0.0.1:1" in line["problem"]) == ("warning", True)
+
+
+def test_who_gets_an_alias_besides_the_quarantine_owns_and_shows_it() -> None:
+    made = asked(scene("rewrite"), "mixed@example.com")
+    edits(sent(made, BOB, "mixed@example.com"))
+    answer = edits(sent(made, BOB, BOB, ("From", f" {BOB}"), REPLY))
+    assert answer.sender == "<mixed@example.com>"
 
 
 def test_an_alias_beyond_ascii_is_shown_where_smtputf8_was_asked_for_and_not_elsewhere() -> None:

@@ -58,7 +58,7 @@ class Memory:
         tokens = [
             self.keeper.token(identifier, mailbox, recipient.decision.address)
             for recipient in recipients
-            if recipient.decision.reason is Reason.ALIAS
+            if recipient.decision.reason is not Reason.SRS_REVERSED
             for mailbox in owners(recipient.decision)
             if mailbox.key != recipient.decision.address.key
         ]

@@ -7,12 +7,13 @@ from aliasmilter.routing.decision import Decision
 def owners(decision: Decision) -> tuple[Address, ...]:
     """The mailboxes that an address leads to, without subaddresses.
 
-    A catch-all owns nothing: else whoever reads the quarantine could send as anybody. Nor does
-    a mailbox on another system: nobody logs in here for it.
+    Who gets hits of a catch-all owns nothing by that: else whoever reads the quarantine could send
+    as anybody. Nor does a mailbox on another system: nobody logs in here for it.
     """
-    if decision.settings is None or decision.quarantined:
+    if decision.settings is None:
         return ()
-    found = (final.mailbox or final.address for final in decision.finals if not final.leaves)
+    here = (f for f in decision.finals if not (f.leaves or f.held or f.quarantined))
+    found = (final.mailbox or final.address for final in here)
     return tuple({address.key: address for address in found}.values())
 
 
