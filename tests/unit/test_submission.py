@@ -116,7 +116,7 @@ def test_a_login_sends_as_its_mailboxes_and_the_aliases_that_lead_there(
 
 
 FOREIGN = ["carol@example.com", "nobody@example.com", "out@example.com", "gone@example.com"]
-FOREIGN += ["guess@catch.example"]
+FOREIGN += ["guess@catch.example", "SRS0=ceo@example.com", "srs1-ceo@catch.example"]
 
 
 @pytest.mark.parametrize("sender", FOREIGN)

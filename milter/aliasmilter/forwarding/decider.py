@@ -76,7 +76,9 @@ class Decider:
             return Decision(address, error.reason, problem=str(error))
         decision = self._resolve(address, sender, explain=explain)
         if decision.reason in (Reason.UNKNOWN, Reason.CATCH_ALL):
-            return Decision(address, error.reason, problem=str(error))
+            # Of a managed domain it remains, so that no login sends as it either.
+            settings = decision.settings
+            return Decision(address, error.reason, problem=str(error), settings=settings)
         return decision
 
     def _resolve(
