@@ -24,6 +24,11 @@ RULES = {
         "two": "bob@example.com vendor=two.example strict",
         "chain": "shop@example.com",
         "away": "me@gmail.example vendor=hub.example",
+
+
+        "past": "bob@example.com vendor=past.example strict expires=2020-01-31",
+        "shut": "bob@example.com vendor=shut.example strict block=bank.example",
+        "both": "carol@example.com past@example.com shut@example.com",
         "list": "bob@example.com block=spam.example;eve@bank.example",
         "srs0-list": "list@example.com",
         "team": "list@example.com bob@example.com",
@@ -155,6 +160,14 @@ def test_a_strict_address_takes_mail_of_its_vendor_alone() -> None:
 
 def test_a_strict_address_is_strict_by_whatever_alias_it_is_reached() -> None:
     assert str(Watched().send("<chain@example.com>").reply).startswith("550 5.7.1")
+
+
+def test_an_address_that_is_left_out_is_neither_strict_nor_counted() -> None:
+    watched = Watched()
+    verdict = watched.send("<both@example.com>")
+    assert verdict.reply is None
+    assert [one.path for one in verdict.edits.recipients.add] == ["<carol@example.com>"]
+    assert watched.seen == []
 
 
 def test_a_vendor_that_dns_says_nothing_of_may_try_again() -> None:

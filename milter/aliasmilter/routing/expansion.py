@@ -155,7 +155,7 @@ class Expansion:
         outcome = self._apply(rule, name, detail, settings)
         outcome.rule, outcome.rule_text = rule_name, raw.decode("utf-8")
         outcome.by_sender = bool(rule.block)
-        if rule.vendor:
+        if rule.vendor and not outcome.reason:
             outcome.vendor = Vendor(hop.carried, rule.vendor, rule.strict)
         return outcome
 
