@@ -29,6 +29,7 @@ RULES = {
         "past": "bob@example.com vendor=past.example strict expires=2020-01-31",
         "shut": "bob@example.com vendor=shut.example strict block=bank.example",
         "both": "carol@example.com past@example.com shut@example.com",
+        "hub-*": "bob@example.com vendor=hub.example",
         "list": "bob@example.com block=spam.example;eve@bank.example",
         "srs0-list": "list@example.com",
         "team": "list@example.com bob@example.com",
@@ -168,6 +169,18 @@ def test_an_address_that_is_left_out_is_neither_strict_nor_counted() -> None:
     assert verdict.reply is None
     assert [one.path for one in verdict.edits.recipients.add] == ["<carol@example.com>"]
     assert watched.seen == []
+
+
+@pytest.mark.parametrize(
+    ("recipient", "counted"),
+    [("hub+fair@example.com", "hub@example.com"), ("hub-eu@example.com", "hub-*@example.com")],
+)
+def test_what_was_given_to_the_vendor_is_counted_whatever_was_added_to_it(
+    recipient: str, counted: str
+) -> None:
+    watched = Watched()
+    watched.send(f"<{recipient}>")
+    assert watched.seen == [(counted, "hub.example")]
 
 
 def test_a_vendor_that_dns_says_nothing_of_may_try_again() -> None:

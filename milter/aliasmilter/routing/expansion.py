@@ -156,7 +156,9 @@ class Expansion:
         outcome.rule, outcome.rule_text = rule_name, raw.decode("utf-8")
         outcome.by_sender = bool(rule.block)
         if rule.vendor and not outcome.reason:
-            outcome.vendor = Vendor(hop.carried, rule.vendor, rule.strict)
+            # The rule's: whoever writes to hub+1, hub+2, ... shall not fill what is counted.
+            given = Address(name, hop.carried.domain)
+            outcome.vendor = Vendor(given, rule.vendor, rule.strict)
         return outcome
 
     def _respelt(self, delimiter: str) -> Address | None:
