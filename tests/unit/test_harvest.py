@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 import redis as client_library
 import structlog
 
+from aliasmilter.mail.address import Address, parse_address
 from aliasmilter.mta.harvest import Harvest, client_of
 from aliasmilter.routing.lookup import Unavailable
 from aliasmilter.store import tally
@@ -18,7 +20,7 @@ from aliasmilter.store.link import Command
 from aliasmilter.store.tally import MAX_SENDERS, Seen
 from tests.harness.redis import RedisServer
 from tests.harness.wait import wait_until
-from tests.unit.fakes import no_thread_left
+from tests.unit.fakes import SRS, Scene, Store, no_thread_left
 
 Ask = Callable[[Sequence[Command]], list[Any]]
 
@@ -127,6 +129,69 @@ def test_a_flood_of_clients_that_guess_takes_bounded_memory(
         assert answers[-1]
     wait_until(lambda: log.names.count("a client has stopped guessing addresses") == 3, "the end")
     assert log.names.count("a client guesses addresses") == 5
+
+
+RULES = {
+    "example.com": {
+        "bob": "bob@example.com",
+        "team": "bob@example.com list@catch.example",
+    },
+    "catch.example": {"*": "quarantine"},
+    "old.example": {},
+    "new.example": {"*": "@example.com"},
+}
+SETTINGS = {"old.example": {"alias_of": "example.com"}}
+
+
+@dataclass
+class Noted:
+    """Takes note of addresses without a rule, and of nothing else."""
+
+    addresses: list[str] = field(default_factory=list)
+
+    def note(self, address: Address, *_: object) -> None:
+        self.addresses.append(str(address))
+
+
+def watched(guard: Harvest | None, noted: Noted) -> Scene:
+    scene = Scene(Store(RULES, SETTINGS))
+    scene.session._service = replace(scene.session._service, harvest=guard, misses=noted)  # type: ignore[arg-type]
+    scene.session.mail(b"<alice@bank.example>", [])
+    return scene
+
+
+def test_an_alias_of_which_the_catch_all_gets_a_copy_is_no_guess(ask: Ask) -> None:
+    noted = Noted()
+    scene = watched(harvest(ask, Log(), [1e9]), noted)
+    guesses = [f"a{n}@catch.example" for n in range(8)]
+    assert [reply[:9] for reply in scene.rcpt(*(f"<{one}>" for one in guesses))][-1] == "550 5.1.1"
+    assert scene.rcpt("<team@example.com>", "<bob@old.example>") == ["", ""]
+    assert noted.addresses == guesses
+
+
+@pytest.mark.parametrize(
+    ("recipient", "address"),
+    [
+        ("bbo@example.com", "bbo@example.com"),
+        ("bbo@old.example", "bbo@example.com"),
+        ("bbo@new.example", "bbo@example.com"),
+        ("bbo@catch.example", "bbo@catch.example"),
+    ],
+)
+def test_a_typo_is_noted_in_the_domain_that_would_have_the_rule(
+    recipient: str, address: str
+) -> None:
+    noted = Noted()
+    watched(None, noted).rcpt(f"<{recipient}>")
+    assert noted.addresses == [address]
+
+
+def test_a_bounce_to_somebody_who_is_gone_is_no_typo() -> None:
+    noted = Noted()
+    scene = watched(None, noted)
+    gone = scene.rewriter.forward(parse_address("gone@example.com"), SRS)
+    assert [reply[:9] for reply in scene.rcpt(gone.path)] == ["550 5.1.1"]
+    assert noted.addresses == []
 
 
 def test_while_the_store_is_away_nobody_is_guessing() -> None:

@@ -62,7 +62,7 @@ class Decider:
         decision = self._resolve(original, sender, is_target=True, explain=explain)
         if decision.reply is None and decision.reason is not Reason.DISCARDED:
             decision = replace(decision, reason=Reason.SRS_REVERSED)
-        return replace(decision, address=address)
+        return replace(decision, address=address, missing=None)  # made here: nobody's guess
 
     def _unproven(
         self, address: Address, sender: Address | None, error: SRSError, *, explain: bool

@@ -265,11 +265,11 @@ class Session:
     def _watched(self, decision: Decision) -> Decision:
         """Take note of an address without a rule of its own; a client that guesses gets none."""
         client = self._connection.client
-        if decision.reason not in _MISSES or client.ip is None or self._mail.login:
+        if decision.missing is None or client.ip is None or self._mail.login:
             return decision
         service, helo = self._service, self._connection.helo
         if service.misses:
-            service.misses.note(decision.address, client.ip, helo, self._mail.sender)
+            service.misses.note(decision.missing, client.ip, helo, self._mail.sender)
         if service.harvest and not client.is_local_submission:
             guessing = service.harvest.is_guessing(client.ip, decision.address.key)
             if guessing and decision.reply is None:

@@ -91,6 +91,7 @@ class Decision:
         quarantined: hits that went to quarantine on the way.
         vendors: the addresses on the way that were given to somebody.
         settings: of the domain of the recipient, when it is managed.
+        missing: the address without a rule that it is, in the domain whose rules were asked for it.
         steps: how the decision was found, where that was asked for.
     """
 
@@ -102,6 +103,7 @@ class Decision:
     quarantined: tuple[Quarantined, ...] = ()
     vendors: tuple[Vendor, ...] = ()
     settings: Settings | None = None
+    missing: Address | None = None
     steps: tuple[Step, ...] = ()
 
     @property

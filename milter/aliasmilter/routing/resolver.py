@@ -216,6 +216,7 @@ class _Search:
             quarantined=quarantined,
             vendors=vendors,
             settings=settings,
+            missing=self._missing() if quarantined else None,
             steps=self.steps(),
         )
 
@@ -226,8 +227,17 @@ class _Search:
             text=outcome.text,
             problem=outcome.problem,
             settings=self._settings(),
+            missing=self._missing(),
             steps=self.steps(),
         )
+
+    def _missing(self) -> Address | None:
+        """The recipient, in whichever domain it was looked up last, when it has no rule there."""
+        for key, outcome in self.outcomes.items():
+            caught = outcome.quarantined and outcome.quarantined.reason is Reason.CATCH_ALL
+            if (caught or outcome.reason is Reason.UNKNOWN) and not self.hops[key].rule:
+                return self.hops[key].carried
+        return None
 
     def _settings(self) -> Settings | None:
         """Of the recipient's own domain: it stands for the mail, wherever a chain leads."""
