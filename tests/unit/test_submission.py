@@ -11,6 +11,9 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from aliasmilter.config import SubmissionSection
+
+
+from aliasmilter.forwarding.arc import POSTFIX, SENDMAIL, Transport
 from aliasmilter.forwarding.author import NoAuthorError, author_addresses
 from aliasmilter.forwarding.identity import MAX_IDS, Keeper, Token, answered, message_id
 from aliasmilter.mail.address import parse_address
@@ -25,6 +28,10 @@ from aliasmilter.mta.submission import (
 )
 from aliasmilter.mta.transaction import Edits, Verdict
 from aliasmilter.store.redis import AliasStore
+
+
+from aliasmilter.mta.submission import Answer, IdentityMode, Memory, Submission, disguised
+from aliasmilter.mta.transaction import Client, Edits, Verdict
 from tests.unit.fakes import Scene, Store
 
 RULES = {
@@ -130,6 +137,18 @@ def test_a_login_without_a_mailbox_owns_nothing(login: str) -> None:
     made = scene()
     result = sent(made, login or "?", BOB)
     assert str(result).startswith("553 5.7.1")
+
+
+@pytest.mark.parametrize(
+    ("transport", "login"), [(SENDMAIL, "b+3Djones+2Bx"), (POSTFIX, "b=jones+x")]
+)
+def test_a_login_is_read_as_each_mta_writes_it(transport: Transport, login: str) -> None:
+    made = scene(logins={"b=jones+x": [BOB]})
+    made.session.connected(Client("client.example", "192.0.2.1", 4321), transport)
+    edits(sent(made, login, BOB))
+    reply = sent(made, login, "carol@example.com")
+    assert str(reply).endswith("may send from")
+    assert "that b=jones+x may" in str(reply)
 
 
 def test_without_a_login_nobody_is_asked() -> None:

@@ -25,7 +25,14 @@ from aliasmilter.mta import measures
 from aliasmilter.mta.completion import Completion
 from aliasmilter.mta.reinject import mail_parameters
 from aliasmilter.mta.service import Service
-from aliasmilter.mta.transaction import Client, Connection, Transaction, Verdict, is_our_own
+from aliasmilter.mta.transaction import (
+    Client,
+    Connection,
+    Transaction,
+    Verdict,
+    is_our_own,
+    login_of,
+)
 from aliasmilter.mta.vendors import vendors_of
 from aliasmilter.routing.decision import Decision, Final
 from aliasmilter.routing.lookup import Unavailable
@@ -107,11 +114,12 @@ class Session:
         Args:
             argument: the reverse-path.
             parameters: of the command.
-            login: of the client, or "".
+            login: of the client as the MTA writes it, or "".
             resolved: the sender as the MTA resolves it.
         """
         self._mail = mail = Transaction(
-            sender_argument=argument.decode("utf-8", "surrogateescape"), login=login
+            sender_argument=argument.decode("utf-8", "surrogateescape"),
+            login=login_of(login, self._connection.transport),
         )
         if parameters:
             mail.parameters = mail_parameters(parameters)

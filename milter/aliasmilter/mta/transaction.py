@@ -1,5 +1,6 @@
 """The values that a session works with: client, transaction, and what comes out in the end."""
 
+import re
 from dataclasses import dataclass, field
 
 from aliasmilter.config import LimitsSection
@@ -9,6 +10,8 @@ from aliasmilter.mail.message import HeaderField, Message
 from aliasmilter.mail.replies import Reply
 from aliasmilter.routing.decision import Decision
 from aliasmilter.routing.plan import Handling, Recipient, RecipientEdits
+
+_HEXCHAR = re.compile(rb"\+([0-9A-F]{2})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +164,14 @@ class Transaction:
 def transport_of(version: str) -> Transport:
     """What the MTA will do to a message, from its macro `v`; the stricter one when in doubt."""
     return POSTFIX if version.startswith("Postfix") else SENDMAIL
+
+
+def login_of(macro: str, transport: Transport) -> str:
+    """The login that `{auth_authen}` names: Sendmail writes it as xtext (RFC 3461 section 4)."""
+    if transport is POSTFIX:
+        return macro
+    octets = _HEXCHAR.sub(lambda found: bytes.fromhex(found[1].decode()), macro.encode())
+    return octets.decode("utf-8", "replace")
 
 
 def is_our_own(mail: Transaction, client: Client) -> bool:
