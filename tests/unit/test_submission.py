@@ -247,10 +247,11 @@ def test_of_several_fields_those_that_show_the_mailbox_are_changed() -> None:
         ("From", " Bob < bob @ example.com >"),
         ("Reply-To", " bob+later@example.com"),
         ("Reply-To", " X <x@else.example> , bob @example.com"),
+        ("To", " alice@bank.example"),  # the MTA writes From, when it is Sendmail
     ],
 )
 def test_an_answer_that_would_still_show_the_mailbox_is_refused(field: tuple[str, str]) -> None:
-    fields = [field] if field[0] == "From" else [("From", f" {BOB}"), field]
+    fields = [("From", f" {BOB}"), field] if field[0] == "Reply-To" else [field]
     result = sent(asked(scene("rewrite")), BOB, BOB, *fields, REPLY)
     assert isinstance(result, Verdict)
     assert str(result.reply).startswith("550 5.7.1 This answers mail to <sales@example.com>")
@@ -322,7 +323,6 @@ def test_a_mailbox_is_not_shown_whatever_makes_it_one(
     ("sender", "fields", "changed"),
     [
         (BOB, [("From", " sales@example.com")], ()),
-        (BOB, [("To", " alice@bank.example")], ()),
         (
             "sales@example.com",
             [("From", " sales@example.com"), ("Sender", " Bob <bob@example.com>")],

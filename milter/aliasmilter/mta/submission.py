@@ -161,9 +161,10 @@ class Submission:
             return Outgoing(refusal)
         changed = disguised(message, answer)
         # RFC 6531 section 3.2: an alias beyond ASCII is named in a message with SMTPUTF8 alone.
-        possible = answer.alias.is_ascii or mail.is_smtputf8
-        possible = possible and all(map(_is_utf8, changed.values()))
-        if self.identity is IdentityMode.REWRITE and possible:
+        nameable = answer.alias.is_ascii or mail.is_smtputf8
+        # Sendmail itself writes a From that is missing, with the sender that the client gave.
+        complete = message.count("from") > 0 and all(map(_is_utf8, changed.values()))
+        if self.identity is IdentityMode.REWRITE and nameable and complete:
             shown = _shown(message.with_changed_fields(changed))
             # Written in a way that was not found: `bob(x)@example.com`, `"bob"@`, `bob+x@`.
             if max(len(changed), len(shown)) <= MAX_AUTHORS and not any(
