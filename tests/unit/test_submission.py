@@ -473,8 +473,17 @@ def test_the_addresses_of_from_are_found_or_it_is_refused(text: str) -> None:
         assert str(error)
 
 
+@pytest.mark.parametrize("name", ["bob@example.com", "'bob@example.com'", "Bob [bob@example.com]"])
+def test_a_name_that_is_the_address_is_disguised_as_well(name: str) -> None:
+    answer = Answer(parse_address(BOB), parse_address("sales@example.com"))
+    before = f' "{name}" <{BOB}>'
+    (after,) = disguised(message((b"Reply-To", before.encode())), answer).values()
+    assert after.value.decode() == before.replace("bob@", "sales@")
+
+
 def test_disguised_leaves_other_addresses_alone() -> None:
     answer = Answer(parse_address(BOB), parse_address("sales@example.com"))
     others = ("x.bob@example.com", "x-bob@example.com", "bob@example.com.example", "bob@example.co")
+    others += ("'bob@example.com", "x'bob@example.com'")
     before = " " + ", ".join(others)
     assert disguised(message((b"From", before.encode())), answer) == {}

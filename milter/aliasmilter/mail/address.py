@@ -151,12 +151,15 @@ def _reading(text: str) -> Address | None:
 
 
 def whole_address(address: Address) -> re.Pattern[bytes]:
-    """What finds the address in a header field, and no longer one that it is a part of."""
-    return re.compile(
-        rb"(?<![A-Za-z0-9!#$%%&'*+/=?^_`{|}~.-])%b(?![A-Za-z0-9-]|\.[A-Za-z0-9])"
-        % re.escape(str(address).encode("utf-8", "surrogateescape")),
-        re.IGNORECASE,
-    )
+    """What finds the address in a header field, and no longer one that it is a part of.
+
+    Between apostrophes, as Outlook names a mailbox without a name, it is found too.
+    """
+    text = re.escape(str(address).encode("utf-8", "surrogateescape"))
+    before, after = rb"[A-Za-z0-9!#$%&'*+/=?^_`{|}~.-]", rb"[A-Za-z0-9-]|\.[A-Za-z0-9]"
+    quoted = rb"(?<=')(?<!" + before + rb"')(?=" + text + rb"')"
+    begin = rb"(?:(?<!" + before + rb")|" + quoted + rb")"
+    return re.compile(begin + text + rb"(?!" + after + rb")", re.IGNORECASE)
 
 
 def local_key(local: str) -> str:
