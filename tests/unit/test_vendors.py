@@ -217,6 +217,15 @@ def test_a_mail_program_need_not_part_what_is_never_refused_in_the_end() -> None
     assert [list(copy.recipients) for copy in listener.copies] == [["<bob@example.com>"]]
 
 
+def test_a_mail_program_need_not_part_it_where_nothing_can_be_split_either() -> None:
+    scene = Watched().scene
+    scene.session.mail(b"<bob@example.com>", [], login="bob@example.com")
+    assert scene.rcpt("<carol@example.com>", "<shop@example.com>", "<hub@example.com>") == [""] * 3
+    edits = scene.end().edits
+    assert [one.path for one in edits.recipients.add] == ["<bob@example.com>"]
+    assert edits.sender is None
+
+
 @pytest.mark.parametrize(
     ("sender", "reply"),
     [

@@ -322,16 +322,18 @@ class Session:
             return False
         if self._connection.client.is_local_submission:
             return False
-        if self._may_be_refused_alone(handling, mail.handling):
+        first = mail.handling
+        if is_our_own(mail, self._connection.client):
+            # Strict or not: whom the end of the message never refuses needs no other transaction.
+            handling, first = replace(handling, strict=""), replace(first, strict="")
+        elif self._may_be_refused_alone(handling, first):
             return True
         if self._service.reinjector:
             return held_apart(handlings_of(decision), mail.handlings)
-        return handling != mail.handling
+        return handling != first
 
     def _may_be_refused_alone(self, one: Handling, other: Handling) -> bool:
         """Whether the end of the message may refuse one of the two, and with it the other."""
-        if is_our_own(self._mail, self._connection.client):
-            return False
         outbound = self._service.outbound
         by_policy = outbound is not None and outbound.refuses_dmarc and one.leaves != other.leaves
         return by_policy or one.strict != other.strict
