@@ -483,7 +483,7 @@ def test_a_name_that_is_the_address_is_disguised_as_well(name: str) -> None:
 
 def test_disguised_leaves_other_addresses_alone() -> None:
     answer = Answer(parse_address(BOB), parse_address("sales@example.com"))
-    others = ("x.bob@example.com", "x-bob@example.com", "bob@example.com.example", "bob@example.co")
-    others += ("'bob@example.com", "x'bob@example.com'")
+    others = ["x.bob@example.com", "x-bob@example.com", "bob@example.com.example", "bob@example.co"]
+    others += ["'bob@example.com", "x'bob@example.com'"]
     before = " " + ", ".join(others)
     assert disguised(message((b"From", before.encode())), answer) == {}
