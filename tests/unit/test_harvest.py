@@ -233,14 +233,43 @@ def test_counts_are_bounded_and_go_when_they_are_told_to(
     ask: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tally, "MAX_FIELDS", 3)
-    ask([tally.count("k", "hub", f"{n}.example", "d", seconds=60) for n in range(MAX_SENDERS + 9)])
-    ask([tally.count("k", f"hub{n}", "x.example", "d", seconds=60) for n in range(9)])
+    day = "2026-11-01"
+    ask([tally.count("k", "hub", f"{n}.example", day, seconds=60) for n in range(MAX_SENDERS + 9)])
+    ask([tally.count("k", f"hub{n}", "x.example", day, seconds=60) for n in range(9)])
     fields, ttl = ask([("HGETALL", "k"), ("TTL", "k")])
     found = tally.read(fields)
     assert len(found) == 3
     assert len(found["hub"]) == MAX_SENDERS
     assert found["hub"]["others"].count == 10
     assert 0 < ttl <= 60
+
+
+def test_what_is_older_than_it_is_kept_makes_room_and_nothing_else_does(
+    ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tally, "MAX_FIELDS", 1000)
+    week = 7 * 86_400
+
+    def count(local: str, day: str) -> int:
+        (written,) = ask([tally.count("k", local, "x.example", day, seconds=week)])
+        return int(written)
+
+    assert all(count(f"guess{n}", "2026-11-01") for n in range(1000))
+    assert count("guess0", "2026-11-03")
+    assert not any(count(f"slaes{n}", "2026-11-08") for n in range(9))
+    # At the end of the hash there may be nothing to look at.
+    assert sum(count(f"slaes{n}", "2026-11-09") for n in range(99)) > 80
+    fields, size = ask([("HGETALL", "k"), ("HLEN", "k")])
+    assert size <= 1000
+    assert "guess0" in tally.read(fields)
+
+
+def test_vendors_are_never_forgotten_to_make_room(
+    ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tally, "MAX_FIELDS", 1)
+    assert ask([tally.count("k", "hub", "x.example", "2026-11-01")]) == [1]
+    assert ask([tally.count("k", "shop", "x.example", "2030-11-01")]) == [0]
 
 
 def test_what_somebody_else_wrote_is_left_out() -> None:

@@ -1,5 +1,6 @@
 """`alias-milter suggest`: addresses that were asked for and look like a typo of one that exists."""
 
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ import click
 from rapidfuzz import process
 from rapidfuzz.distance import OSA
 
+from aliasmilter import config as configuration
 from aliasmilter.admin import edit
 from aliasmilter.admin.counted import read_counted
 from aliasmilter.admin.edit import Wish
@@ -16,7 +18,7 @@ from aliasmilter.admin.output import Bar, printable
 from aliasmilter.routing.lookup import Unavailable, is_pattern
 from aliasmilter.routing.rules import CATCH_ALL
 from aliasmilter.store.schema import MISSES_PREFIX, alias_key
-from aliasmilter.store.tally import OTHERS, UNAUTHENTICATED, Seen
+from aliasmilter.store.tally import OTHERS, UNAUTHENTICATED, Seen, day, oldest_day, since
 
 AUTHENTICATED_WEIGHT = 5  # a sender that is known counts like so many messages of unknown ones
 SHORT = 5  # letters: in short names one mistake is all that is taken for a typo
@@ -68,15 +70,21 @@ def run(path: Path, domain: str | None, bar: Bar, *, apply: bool) -> int:
     except Unavailable as problem:
         click.echo(f"alias-milter: {problem}", err=True)
         return 1
-    status = 0
+    status, oldest = 0, _oldest_day(path)
     for one in counted:
-        for found in suggestions(one.seen, one.rules):
+        for found in suggestions(since(one.seen, oldest), one.rules):
             # redis-cli knows no comments; `import` passes over ECHO as well.
             click.echo(f'ECHO "{_reason(found)}"')
             click.echo(found.line(one.domain))
             if apply and click.confirm("Add it?", default=False, err=True):
                 status |= _add(path, one.domain, found, bar)
     return status
+
+
+def _oldest_day(path: Path) -> str:
+    """The first day that is remembered; "" where it is not said how long."""
+    seconds = configuration.load(path).suggest.remember_days * 86_400
+    return oldest_day(day(time.time()), seconds) if seconds else ""
 
 
 def _reason(found: Suggestion) -> str:

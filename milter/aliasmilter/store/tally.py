@@ -9,9 +9,10 @@ the number of managed domains, as others have no hits.
 """
 
 import json
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 from redis.exceptions import RedisError
@@ -25,9 +26,28 @@ OTHERS = "others"  # domains beyond the bound are counted under this name
 MAX_SENDERS = 50
 MAX_FIELDS = 10_000
 
+# When there is no room left, a few of the fields, others each time, are looked at: those that were
+# last counted before the oldest day (ARGV[7]) go. Few, as a client that guesses makes it look. A
+# user in Redis that may not remove them has simply no room.
 _SCRIPT = """
+local function is_old(raw)
+  for _, entry in pairs(cjson.decode(raw)) do
+    if entry[3] >= ARGV[7] then return false end
+  end
+  return true
+end
+local function make_room()
+  local found, removed = redis.call('HSCAN', KEYS[1], ARGV[8], 'COUNT', 10)[2], 0
+  for at = 1, #found, 2 do
+    local read, old = pcall(is_old, found[at + 1])
+    if read and old and redis.pcall('HDEL', KEYS[1], found[at]) == 1 then removed = 1 end
+  end
+  return removed > 0
+end
 local raw = redis.call('HGET', KEYS[1], ARGV[1])
-if not raw and redis.call('HLEN', KEYS[1]) >= tonumber(ARGV[4]) then return 0 end
+if not raw and redis.call('HLEN', KEYS[1]) >= tonumber(ARGV[4]) then
+  if ARGV[7] == '' or not make_room() then return 0 end
+end
 local seen, size = raw and cjson.decode(raw) or {}, 0
 for _ in pairs(seen) do size = size + 1 end
 local who = ARGV[2]
@@ -65,7 +85,23 @@ def count(key: str, local: str, sender: str, today: str, *, seconds: int = 0) ->
         seconds: after which the hash goes when nothing more is counted; 0: never.
     """
     bounds = (MAX_FIELDS, MAX_SENDERS - 1)
-    return ("EVAL", _SCRIPT, 1, key, local, sender, today, *bounds, seconds)
+    oldest = oldest_day(today, seconds) if seconds else ""
+    where = secrets.randbits(32)  # any number is a place to begin at
+    return ("EVAL", _SCRIPT, 1, key, local, sender, today, *bounds, seconds, oldest, where)
+
+
+def oldest_day(today: str, seconds: int) -> str:
+    """The first day whose counts are not older than so many seconds, ISO 8601."""
+    return (date.fromisoformat(today) - timedelta(seconds=seconds)).isoformat()
+
+
+def since(seen: Mapping[str, Mapping[str, Seen]], oldest: str) -> dict[str, dict[str, Seen]]:
+    """What was seen on that day (ISO 8601) or later."""
+    lately = {
+        local: {who: what for who, what in senders.items() if what.last >= oldest}
+        for local, senders in seen.items()
+    }
+    return {local: senders for local, senders in lately.items() if senders}
 
 
 def read(fields: Mapping[bytes, bytes]) -> dict[str, dict[str, Seen]]:
