@@ -343,6 +343,14 @@ def test_an_answer_from_an_alias_shows_the_mailbox_nowhere_else(
     assert answer.change == changed
 
 
+@pytest.mark.parametrize("identity", ["reject", "rewrite"])
+def test_a_message_of_somebody_else_that_is_handed_on_is_no_answer(identity: str) -> None:
+    made = asked(scene(identity))
+    fields = [("From", " alice@bank.example"), ("Sender", f" {BOB}"), REPLY]
+    handed_on = edits(sent(made, BOB, BOB, *fields, ("Resent-From", f" {BOB}")))
+    assert (handed_on.sender, handed_on.change) == (None, ())
+
+
 def test_an_answer_can_be_refused_with_the_alias_to_use() -> None:
     result = sent(asked(scene("reject")), BOB, BOB, ("From", f" {BOB}"), REPLY)
     assert isinstance(result, Verdict)

@@ -1,6 +1,6 @@
 """Mail of our own users: who may send as what, and answers that must not show the mailbox."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -201,14 +201,29 @@ class Submission:
         identifiers = answered(message) if self.memory else ()
         if self.memory is None or not identifiers:
             return None
-        shown = [*_shown(message), *([sender] if sender else ())]
-        for author in list({address.key: address for address in shown}.values())[:MAX_AUTHORS]:
-            mailbox = mailbox_of(self.decider.decide(author))
-            if mailbox is None:
-                continue  # an alias: that is what is to be shown
+        for author, mailbox in self._mailboxes_shown(message, sender):
             if alias := self.memory.alias(identifiers, mailbox):
                 return Answer(author, alias)
         return None
+
+    def _mailboxes_shown(
+        self, message: Message, sender: Address | None
+    ) -> Iterator[tuple[Address, Address]]:
+        """The mailboxes in From, then those behind From elsewhere; each with how it is written."""
+        behind: set[str] = set()
+        authors = _shown(message, SHOWING[:1])[:MAX_AUTHORS]
+        for author in authors:
+            decision = self.decider.decide(author)
+            behind |= _keys(decision)
+            if mailbox := mailbox_of(decision):  # an alias is what is to be shown
+                yield author, mailbox
+        if authors and not behind:
+            return  # somebody else's message, which is handed on
+        others = [*([sender] if sender else ()), *_shown(message, SHOWING[1:])]
+        for other in list({one.key: one for one in others}.values())[:MAX_AUTHORS]:
+            mailbox = mailbox_of(self.decider.decide(other))
+            if mailbox and (mailbox.key in behind or not authors):
+                yield other, mailbox
 
     def _mailboxes(self, login: str) -> set[str]:
         """The keys of the mailboxes of a login."""
@@ -244,10 +259,10 @@ def _keys(decision: Decision) -> set[str]:
     return {owner.key for owner in owners(decision)}
 
 
-def _shown(message: Message) -> list[Address]:
+def _shown(message: Message, names: Sequence[str] = SHOWING) -> list[Address]:
     """The addresses in the fields that show who wrote it; what cannot be read shows nobody."""
     found: list[Address] = []
-    for name in SHOWING:
+    for name in names:
         for field_ in message.fields(name):
             with suppress(NoAuthorError):
                 found += author_addresses(Message((HeaderField(b"From", field_.value),)), None)
