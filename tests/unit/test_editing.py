@@ -626,6 +626,19 @@ def test_what_suggest_prints_is_taken_by_redis_cli_and_by_import(
     assert rules.cli("HDEL", *names) == "(integer) 2"
 
 
+def test_suggest_quotes_the_address_that_is_meant_as_a_rule_has_it(
+    run: Run, rules: RedisServer
+) -> None:
+    rules.cli("HSET", "alias:example.com", "dr. no", "bob@example.com")
+    seen = '{"bank.example": [3, "2026-11-01", "2026-11-02"]}'
+    rules.cli("HSET", "misses:example.com", "dr.no", seen)
+    rules.cli(stdin=run("suggest", "example.com").output)
+    assert run("resolve", "dr.no@example.com").exit_code == 0
+    rules.cli("HDEL", "alias:example.com", "dr.no")
+    assert run("suggest", "example.com", "--apply", stdin="y\n").exit_code == 0
+    assert run("resolve", "dr.no@example.com").exit_code == 0
+
+
 def test_the_format_is_told_by_the_name_or_has_to_be_given(run: Run, tmp_path: Path) -> None:
     (tmp_path / "rules.txt").write_text("")
     assert run("import", str(tmp_path / "rules.txt")).exit_code == 2

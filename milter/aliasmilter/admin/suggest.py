@@ -15,6 +15,7 @@ from aliasmilter.admin.counted import read_counted
 from aliasmilter.admin.edit import Wish
 from aliasmilter.admin.formats.ruleset import RuleSet
 from aliasmilter.admin.output import Bar, printable
+from aliasmilter.mail.address import Address
 from aliasmilter.routing.lookup import Unavailable, is_pattern
 from aliasmilter.routing.rules import CATCH_ALL
 from aliasmilter.store.schema import MISSES_PREFIX, alias_key
@@ -47,7 +48,11 @@ class Suggestion:
 
     def line(self, domain: str) -> str:
         """What to give redis-cli."""
-        return f"HSET {alias_key(domain)} {_quoted(self.typo)} {_quoted(f'{self.meant}@{domain}')}"
+        return f"HSET {alias_key(domain)} {_quoted(self.typo)} {_quoted(self.rule(domain))}"
+
+    def rule(self, domain: str) -> str:
+        """Where the typo shall lead."""
+        return str(Address(self.meant, domain))
 
 
 def run(path: Path, domain: str | None, bar: Bar, *, apply: bool) -> int:
@@ -93,7 +98,7 @@ def _reason(found: Suggestion) -> str:
 
 def _add(path: Path, domain: str, found: Suggestion, bar: Bar) -> int:
     rules = RuleSet()
-    rules.add(domain, found.typo, f"{found.meant}@{domain}".encode())
+    rules.add(domain, found.typo, found.rule(domain).encode())
     return edit.run(path, Wish("suggest", rules, overwrite=False), bar)
 
 
