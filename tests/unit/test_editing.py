@@ -16,6 +16,7 @@ from aliasmilter.store import editor
 from aliasmilter.store.audit import Change
 from aliasmilter.store.snapshot import Snapshot, read
 from tests.harness.daemon import toml
+from tests.harness.fake_redis import Proxy
 from tests.harness.redis import RedisServer
 
 Run = Callable[..., Result]
@@ -504,6 +505,42 @@ def test_a_user_who_may_not_write_the_log_writes_nothing() -> None:
         ):
             change_of_clerk.write([change], Snapshot())
         assert redis.cli("EXISTS", "alias:example.com") == "(integer) 0"
+
+
+class _LosesTheAnswer(Proxy):
+    """Does not hand on the first reply after the rules of example.com have changed."""
+
+    def __init__(self, redis: RedisServer) -> None:
+        super().__init__(redis.port)
+        self._redis = redis
+        self._before = redis.cli("HGETALL", "alias:example.com")
+        self._lost = False
+
+    def turn(self, direction: str) -> None:
+        changed = self._redis.cli("HGETALL", "alias:example.com") != self._before
+        if direction == "reply" and changed and not self._lost:
+            self._lost = True
+            raise ConnectionResetError
+        super().turn(direction)
+
+
+@pytest.mark.parametrize("direct", [10_000, 1])
+def test_when_the_answer_to_a_change_is_lost_nobody_says_that_nothing_was_written(
+    rules: RedisServer, monkeypatch: pytest.MonkeyPatch, direct: int
+) -> None:
+    monkeypatch.setattr(editor, "DIRECT", direct)
+    names = ("anna", "dave")
+    changes = [Change("example.com", name, None, b"bob@example.com") for name in names]
+    snapshot = Snapshot(rules={"example.com": dict.fromkeys(names, b"bob@example.com")})
+    with _LosesTheAnswer(rules) as proxy:
+        client = editor.connect(proxy.url, 0.5)
+        with (
+            editor.Editor(client, ["example.com"], "clerk", "add") as change,
+            pytest.raises(Unavailable, match="whether the change was made is not known"),
+        ):
+            change.write(changes, snapshot)
+        client.close()
+    assert rule(rules, "anna") == "bob@example.com"
 
 
 def test_log_shows_who_changed_what(

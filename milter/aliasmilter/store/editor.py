@@ -369,12 +369,14 @@ class Editor:
     def _execute(self) -> None:
         try:
             self._pipeline.execute()
-        except WatchError:
-            raise Conflict("somebody else has changed these domains meanwhile") from None
         except (RedisError, OSError) as error:
-            lost = isinstance(error, (redis.ConnectionError, redis.TimeoutError, OSError))
+            # A client that has lost its connection calls that a WatchError, too.
+            cause = error.__context__ if isinstance(error, WatchError) else error
+            if cause is None:
+                raise Conflict("somebody else has changed these domains meanwhile") from None
+            lost = isinstance(cause, (redis.ConnectionError, redis.TimeoutError, OSError))
             doubt = "; whether the change was made is not known" if lost else ""
-            raise Unavailable(f"Redis: {error}{doubt}") from error
+            raise Unavailable(f"Redis: {cause}{doubt}") from error
 
     def _entry(self, change: Change) -> tuple[str | int | bytes, ...]:
         fields: list[str | bytes] = ["address", octets(change.address)]
