@@ -20,6 +20,10 @@ from aliasmilter.store.deadline import Deadline
 from aliasmilter.store.link import Command, Door, Link, Reply
 from aliasmilter.store.questions import Asked, Questions
 from aliasmilter.store.redis import AliasStore
+
+
+from aliasmilter.store.questions import Asked
+from aliasmilter.store.redis import WITNESSES, AliasStore
 from aliasmilter.store.servers import Pool, Single
 from aliasmilter.store.snapshot import page
 from tests.harness.fake_redis import FakeRedis, Proxy
@@ -383,6 +387,20 @@ def test_while_a_store_that_lost_its_data_is_filled_again_what_is_missing_is_not
         assert "is it being filled again?" in why(store, BOB)
         monkeypatch.setattr(store_module, "REFILLED", 0.0)
         assert store.lookup([BOB]) == [Absent()], "in the end it was removed"
+
+
+def test_many_domains_that_were_met_last_can_be_removed_together(
+    redis: RedisServer, open_store: OpenStore
+) -> None:
+    redis.cli(stdin="".join(f"HSET domain:old{n}.example unknown reject\n" for n in range(500)))
+    store = open_store(redis.url)
+    store.learn()
+    last = [f"new{n}.example" for n in range(WITNESSES + 10)]
+    redis.cli(stdin="".join(f"HSET domain:{domain} unknown reject\n" for domain in last))
+    store.lookup([Address("bob", domain) for domain in last])
+    redis.cli("DEL", *(f"domain:{domain}" for domain in last))
+    for domain in last:
+        assert store.lookup([Address("bob", domain)]) == [Absent()]
 
 
 def test_a_domain_that_became_managed_is_no_longer_known_as_unmanaged(

@@ -1,5 +1,6 @@
 """The alias store in Redis, as the daemon uses it: lookups with a deadline."""
 
+import random
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -282,7 +283,9 @@ class AliasStore:
         """
         key = domain_key(domain)
         known = [domain_key(one) for one in list(self._managed) if one != domain]
-        others = self._servers.neighbours(key, known)[-WITNESSES:]
+        candidates = self._servers.neighbours(key, known)
+        # By chance: those met last may have been removed together.
+        others = random.sample(candidates, min(WITNESSES, len(candidates)))
         # The domain itself last: the others may have come back, and with them the domain, after
         # it was asked for.
         commands: list[Command] = [("EXISTS", one) for one in (*others, key)]
@@ -301,7 +304,9 @@ class AliasStore:
                 f"Redis: {domain} has vanished, and all else had a moment ago:"
                 f" is it being filled again? Believed after {REFILLED:g} s, or a reload (SIGHUP)"
             )
-        self._managed.pop(domain, None)
+        gone = [other for other, is_there in zip(others, there, strict=True) if not is_there]
+        for one in (*gone, key):
+            self._managed.pop(one.removeprefix(DOMAIN_PREFIX), None)
 
     def _note_unmanaged(self, domain: str) -> None:
         self._unmanaged[domain] = None
