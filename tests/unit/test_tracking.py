@@ -396,9 +396,12 @@ def test_answers_of_another_server_than_that_which_announces_are_not_kept(
         {"users": ["default on nopass ~* +@all -client|tracking"]},
         {"users": ["default on nopass ~* +@all -info"]},
         {"users": ["default on nopass ~* +@all -pttl"]},
+        {"users": ["default on nopass ~* +@all -watch"]},
+        {"users": ["default on nopass ~* +@all -multi"]},
+        {"users": ["default on nopass ~* +@all -exec"]},
         {"settings": ['rename-command HELLO ""']},  # as before Redis 6
     ],
-    ids=["tracking", "info", "pttl", "before-6"],
+    ids=["tracking", "info", "pttl", "watch", "multi", "exec", "before-6"],
 )
 def test_a_server_that_refuses_is_asked_each_time_after_one_warning(
     open_store: OpenStore, exchanges: list[int], settings: dict[str, list[str]],

@@ -62,12 +62,18 @@ CALM = 0.05  # seconds between two looks of the thread that reads while nobody e
 _PREFIXES = (DOMAIN_PREFIX.encode(), ALIAS_PREFIX.encode(), BLOCK_PREFIX.encode())
 _NEVER = float("-inf")
 
+
+def _ping_for(key: str) -> tuple[Command, ...]:
+    return ("MULTI",), ("EXEC",), ("WATCH", key), ("EXISTS", key)
+
+
 GREETING: tuple[Command, ...] = (
     ("HELLO", 3),  # announcements on the connection itself: Redis 6 and later
     (
         *("CLIENT", "TRACKING", "ON", "BCAST"),
         *("PREFIX", ALIAS_PREFIX, "PREFIX", DOMAIN_PREFIX, "PREFIX", BLOCK_PREFIX),
     ),
+    *_ping_for(DOMAIN_PREFIX),
     ("PTTL", DOMAIN_PREFIX),
     ("HPTTL", DOMAIN_PREFIX, "FIELDS", 1, "*"),
 )
@@ -319,11 +325,12 @@ class Tracking:
 
     def _open(self) -> Link:
         link = self._server.open((*GREETING, INFO), Deadline(self._timeout))
-        hello, tracking, of_keys, of_fields = link.greeted[-5:-1]
+        hello, tracking, *others, of_fields = link.greeted[-len(GREETING) - 1 : -1]
         try:
             check(hello)
             expect_ok(tracking)
-            check(of_keys)
+            for reply in others:
+                check(reply)
             if not str(of_fields).startswith("ERR unknown command"):
                 check(of_fields)
             if not link.origin:
@@ -364,7 +371,3 @@ class _Rate:
             self._busy = self._count >= BUSY * (now - self._since)
             self._since, self._count = now, 0
         return self._busy
-
-
-def _ping_for(key: str) -> tuple[Command, ...]:
-    return ("MULTI",), ("EXEC",), ("WATCH", key), ("EXISTS", key)
