@@ -10,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aliasmilter.admin import validation
+from aliasmilter.admin.formats import redis_script
+from aliasmilter.admin.formats.ruleset import RuleSet
 from aliasmilter.admin.report import Severity
 from aliasmilter.admin.validation import MISTAKES, PROBE, validate
 from aliasmilter.mail.address import Address, parse_address
@@ -142,3 +144,25 @@ def test_one_change_among_many_rules_looks_at_those_that_name_it(
     change = Change("a.example", "u7", b"u7@a.example", None)
     assert errors(store, [change]) == {"alias:b.example team"}
     assert {str(address) for address in asked} == {"team@b.example"}
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        "HSET domain:b.example alias_of c.example",
+        "HSET domain:b.example unknown reject\nHSET alias:b.example * @c.example",
+        "HSET domain:b.example unknown reject\nHSET alias:b.example x* @c.example",
+    ],
+    ids=["second", "catch-all", "pattern"],
+)
+def test_what_is_reached_by_other_names_of_its_domain_is_not_removed(rest: str) -> None:
+    # Twice the company has changed its name: a.example is now b.example, and that c.example.
+    rules = RuleSet()
+    script = f"HSET domain:a.example alias_of b.example\n{rest}\n"
+    script += "HSET domain:c.example unknown reject\nHSET alias:c.example team x@a.example\n"
+    redis_script.read(script.splitlines(), rules)
+    store = Snapshot(settings=rules.settings)
+    for domain, own in rules.rules.items():
+        store.rules[domain] = {name: given.raw for name, given in own.items()}
+    change = Change("c.example", "x", b"x@c.example", None)
+    assert errors(store, [change]) == {"alias:c.example team"}

@@ -6,7 +6,7 @@ name what is asked for, by a pattern that never misses any.
 
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from aliasmilter.mail.address import Address, local_key
 from aliasmilter.routing.lookup import Absent, Answer, Found, Unreadable, fields_for
@@ -34,11 +34,8 @@ def leading_to(snapshot: Snapshot, changes: Iterable[Change]) -> Iterator[Owner]
     seen, frontier = set(changed), changed
     for _ in range(MAX_DEPTH):
         # Another domain of the same addresses leads here as well.
-        wanted = {
-            (each, name)
-            for domain, name in frontier
-            for each in (domain, *second.get(domain, ()))
-        }
+        names = {domain: _names_of(domain, second) for domain, _ in frontier}
+        wanted = {(each, name) for domain, name in frontier for each in names[domain]}
         if not wanted:
             return
         frontier = set(_naming(snapshot, wanted)) - seen
@@ -47,11 +44,36 @@ def leading_to(snapshot: Snapshot, changes: Iterable[Change]) -> Iterator[Owner]
 
 
 def _second_domains(snapshot: Snapshot) -> dict[str, list[str]]:
+    """Domain -> those whose addresses are looked up in it, though no rule spells that out."""
     second = defaultdict[str, list[str]](list)
     for domain, fields in snapshot.settings.items():
         if alias_of := fields.get(b"alias_of"):
             second[alias_of.decode("utf-8", "replace").lower()].append(domain)
+    for domain, rules in snapshot.rules.items():
+        for name, raw in rules.items():
+            if CATCH_ALL in name and b"@" in raw:
+                for other in _same_local_parts(raw):
+                    second[other].append(domain)
     return second
+
+
+def _same_local_parts(raw: bytes) -> list[str]:
+    """The domains where a rule leads to the same local part."""
+    try:
+        targets = parse_rule(raw).targets
+    except RuleError:
+        return []
+    return [target.domain for target in targets if isinstance(target, SameLocalPart)]
+
+
+def _names_of(domain: str, second: Mapping[str, Sequence[str]]) -> set[str]:
+    """A domain, its second ones, and theirs."""
+    found, waiting = {domain}, [domain]
+    while waiting:
+        new = {*second.get(waiting.pop(), ())} - found
+        found |= new
+        waiting += new
+    return found
 
 
 def _naming(snapshot: Snapshot, wanted: Collection[Owner]) -> Iterator[Owner]:
