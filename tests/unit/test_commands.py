@@ -68,6 +68,9 @@ HSET alias:example.com both "bob@example.com me@gmail.example"
 HSET alias:key.example * bob@example.com
 HSET domain:typo.example unkown pass
 HSET domain:second.example alias_of nowhere.example
+HSET domain:third.example alias_of second.example
+HSET domain:round.example alias_of about.example
+HSET domain:about.example alias_of round.example
 HSET domain:key.example arc_selector other srs_domain nobody.example
 SET alias:typo.example x
 HSET alias:orphan.example x bob@example.com
@@ -90,6 +93,8 @@ HSET alias:example.com info@example.com bob@example.com info@far.example bob@exa
         "warning: alias:key.example *: a catch-all never reaches a real inbox",
         "error: domain:typo.example: field unkown: no such setting",
         "error: domain:second.example alias_of: nowhere.example is not managed",
+        "error: domain:third.example alias_of: nowhere.example is not managed",
+        "error: domain:round.example alias_of: a circle: round.example -> about.example -> round.",
         "error: domain:key.example arc_domain, arc_selector: there is no key",
         "warning: domain:key.example srs_domain: nobody.example is not managed",
         "warning: domain:example.com quarantine: q@far.example is on another system",

@@ -176,6 +176,18 @@ def test_a_domain_that_becomes_managed_must_have_what_rules_name_there(
     assert rules.cli("HGET", "domain:new.example", "unknown") == '"reject"'
 
 
+@pytest.mark.parametrize("other", ["example.com", "old.example"])
+def test_a_second_domain_that_leads_round_in_a_circle_is_not_written(
+    run: Run, rules: RedisServer, other: str
+) -> None:
+    rules.cli("HSET", "domain:old.example", "alias_of", "example.com")
+    script = f"HSET domain:example.com alias_of {other}\n"
+    result = run("import", "--format", "redis", "-", stdin=script)
+    assert result.exit_code == 1
+    assert "error: domain:example.com alias_of: a circle: example.com -> " in result.output
+    assert rules.cli("HGET", "domain:example.com", "alias_of") == "(nil)"
+
+
 def test_import_of_the_demo_and_back(run: Run, redis: RedisServer) -> None:
     script = DEMO.read_text().replace("ping pong@", "ping bob@")
     result = run("import", "--format", "redis", "-", stdin=script)

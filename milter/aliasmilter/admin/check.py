@@ -22,6 +22,7 @@ from aliasmilter.admin.sendmail.findings import findings as sendmail_findings
 from aliasmilter.admin.validation import (
     MISTAKES,
     PROBE,
+    alias_problem,
     catch_all_warning,
     field_problem,
     member_problem,
@@ -154,11 +155,11 @@ class _Rules:
         except RuleError as problem:
             yield error(key, str(problem))
             return
+        if unfit := alias_problem(domain, self._snapshot, self._config.mail.local_domains):
+            yield error(f"{key} alias_of", unfit)
         yield from self._settings(key, settings)
 
     def _settings(self, key: str, settings: Settings) -> Iterator[Finding]:
-        if settings.alias_of and not self._is_ours(settings.alias_of):
-            yield error(f"{key} alias_of", f"{settings.alias_of} is not managed")
         srs = settings.srs_domain
         if srs and srs != self._config.srs.domain and srs not in self._snapshot.settings:
             yield warning(

@@ -7,7 +7,7 @@ All others are decided by the resolver itself, as the daemon would. So are the r
 change but lead to one that did: those that were broken before do not count.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import date
 
 from aliasmilter.admin.dependants import Before, Owner, leading_to
@@ -120,6 +120,25 @@ def member_problem(member: bytes) -> str:
     return "" if text == canonical else f"never found: write it {canonical}"
 
 
+def alias_problem(domain: str, snapshot: Snapshot, local_domains: Collection[str]) -> str:
+    """Why the addresses of a second domain cannot be looked up in the other; "" when they can."""
+    way = [domain]
+    while other := _alias_of(snapshot.settings.get(way[-1], {})):
+        if other in way:
+            return f"a circle: {' -> '.join((*way, other))}"
+        if other not in snapshot.settings and other not in local_domains:
+            return f"{other} is not managed"
+        way.append(other)
+    return ""
+
+
+def _alias_of(fields: Mapping[bytes, bytes]) -> str | None:
+    try:
+        return parse_settings(fields).alias_of
+    except RuleError:
+        return None
+
+
 class _Checker:
     """The findings about single rules."""
 
@@ -152,10 +171,10 @@ class _Checker:
         except RuleError as problem:
             yield error(change.key, str(problem))
             return
-        other = settings.alias_of
-        ours = (self._snapshot.settings, self._policy.local_domains)
-        if change.name == "alias_of" and other and not any(other in some for some in ours):
-            yield error(f"{change.key} alias_of", f"{other} is not managed")
+        if change.name == "alias_of" and settings.alias_of:
+            local_domains = self._policy.local_domains
+            if unfit := alias_problem(change.domain, self._snapshot, local_domains):
+                yield error(f"{change.key} alias_of", unfit)
 
     def rule(self, change: Change, raw: bytes) -> Iterator[Finding]:
         """A rule that is new or different."""
