@@ -166,3 +166,19 @@ def test_what_is_reached_by_other_names_of_its_domain_is_not_removed(rest: str) 
         store.rules[domain] = {name: given.raw for name, given in own.items()}
     change = Change("c.example", "x", b"x@c.example", None)
     assert errors(store, [change]) == {"alias:c.example team"}
+
+
+@pytest.mark.parametrize("was", [{}, {b"alias_of": b"a.example"}], ids=["unmanaged", "second"])
+def test_rules_that_stood_in_a_domain_before_it_was_managed_are_looked_at(
+    was: dict[bytes, bytes],
+) -> None:
+    rules = {("b.example", "old"): "nonsense", ("b.example", "lost"): "x@a.example"}
+    rules |= {("b.example", "good"): "me@far.example", ("b.example", "*"): "@b.example"}
+    store = snapshot(rules, {b"unknown": b"reject"})
+    names = sorted({*was, b"unknown"})
+    changes = [
+        Change("b.example", n.decode(), was.get(n), {b"unknown": b"reject"}.get(n), Subject.SETTING)
+        for n in names
+    ]
+    expected = {f"alias:b.example {name}" for name in ("old", "lost", "*")}
+    assert errors(store, changes) == expected

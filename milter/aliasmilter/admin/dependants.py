@@ -22,8 +22,10 @@ _FEW = 100
 _ORDINARY = re.compile(r"[a-z0-9.+_=-]+")
 
 
-def leading_to(snapshot: Snapshot, changes: Iterable[Change]) -> Iterator[Owner]:
+def leading_to(snapshot: Snapshot, changes: Sequence[Change]) -> Iterator[Owner]:
     """The rules that are not among the changed, but lead to one of them, each once.
+
+    So do those that stood there already when a domain is managed from now on.
 
     Args:
         snapshot: all rules and settings as they will be.
@@ -32,6 +34,9 @@ def leading_to(snapshot: Snapshot, changes: Iterable[Change]) -> Iterator[Owner]
     changed = {(c.domain, CATCH_ALL if c.kind is Subject.SETTING else c.name) for c in changes}
     second = _second_domains(snapshot)
     seen, frontier = set(changed), changed
+    awake = {(d, name) for d in _awoken(snapshot, changes) for name in snapshot.rules.get(d, ())}
+    yield from sorted(awake - {(c.domain, c.name) for c in changes if c.kind is Subject.RULE})
+    seen |= awake
     for _ in range(MAX_DEPTH):
         # Another domain of the same addresses leads here as well.
         names = {domain: _names_of(domain, second) for domain, _ in frontier}
@@ -41,6 +46,20 @@ def leading_to(snapshot: Snapshot, changes: Iterable[Change]) -> Iterator[Owner]
         frontier = set(_naming(snapshot, wanted)) - seen
         seen |= frontier
         yield from sorted(frontier)
+
+
+def _awoken(snapshot: Snapshot, changes: Iterable[Change]) -> Iterator[str]:
+    """The domains whose rules count from now on: managed, or no second domains any more."""
+    by_domain = defaultdict[str, list[Change]](list)
+    for change in changes:
+        if change.kind is Subject.SETTING:
+            by_domain[change.domain].append(change)
+    for domain, some in by_domain.items():
+        added = {change.name.encode() for change in some if change.before is None}
+        was_managed = not snapshot.settings[domain].keys() <= added
+        was_second = any(c.name == "alias_of" and c.after is None for c in some)
+        if was_second or not was_managed:
+            yield domain
 
 
 def _second_domains(snapshot: Snapshot) -> dict[str, list[str]]:
