@@ -250,6 +250,19 @@ def test_not_ready_while_no_worker_answers(start: Start, port: int, inet: bool) 
     assert request(port, "/readyz").status == 200
 
 
+def test_ready_on_the_socket_that_is_open_when_a_reload_names_another(
+    measured: Daemon, port: int
+) -> None:
+    old = set(measured.workers)
+    config = {**measured.config, "milter": {"socket": f"unix:{measured.folder}/other.sock"}}
+    measured.write_config(config)
+    measured.reload()
+    wait_until(lambda: "a new socket needs a restart" in measured.log, "it reloads")
+    wait_until(lambda: not set(measured.workers) & old, "the old processes end", 15)
+    reply = request(port, "/readyz")
+    assert (reply.status, reply.text) == (200, "ok\n")
+
+
 def test_both_things_that_are_missing_are_told(port: int) -> None:
     config: Config = {"metrics": {"listen": f"127.0.0.1:{port}"}, "store": {"timeout": 0.2}}
     with Daemon("redis://127.0.0.1:1/0", config) as daemon:

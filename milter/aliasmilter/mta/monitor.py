@@ -69,7 +69,7 @@ class Monitor:
 
     Attributes:
         heartbeat: of the supervisor.
-        milter_socket: as `[milter] socket` has it.
+        milter_socket: the one that is open, in the form of `[milter] socket`.
         ping: asks the store whether it answers; raises Unavailable.
     """
 

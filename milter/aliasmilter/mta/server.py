@@ -201,7 +201,7 @@ class Supervisor:
                     # Who takes a while to leave must not keep the sockets of the others.
                     listener.close()
             _stay_on(worker.core)
-            WORK[worker.role](self.loaded, self.listeners[worker.role], self._lifeline[0])
+            WORK[worker.role](self.loaded, self.listeners, self._lifeline[0])
         except BaseException:  # noqa: BLE001  # the child must not run on in the supervisor's code
             log.get().exception("worker failed", pid=os.getpid())
             os._exit(1)

@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import Enum
 
 import Milter
@@ -45,13 +45,18 @@ class Role(Enum):
     METRICS = "metrics"
 
 
-def serve_milter(loaded: Loaded, listener: Listener, lifeline: int) -> None:
+Listeners = Mapping[Role, Listener]
+"""The sockets of the daemon; a worker has only its own open."""
+
+
+def serve_milter(loaded: Loaded, listeners: Listeners, lifeline: int) -> None:
     """Be a milter worker, until told to leave.
 
     The caller has SIGTERM, SIGINT and SIGHUP blocked, and so has every thread started here:
     libmilter waits for them in a thread of its own, and a thread that took one would kill us.
     """
     activity, drain = Activity(), loaded.config.milter.drain
+    listener = listeners[Role.MILTER]
     _watch(lifeline)
     store = AliasStore(
         loaded.config.store.url, loaded.config.store.timeout, cached=loaded.config.store.cache
@@ -98,32 +103,33 @@ def _leave(activity: Activity, listener: Listener, drain: float, service: Servic
     os._exit(0)
 
 
-def serve_maps(loaded: Loaded, listener: Listener, lifeline: int) -> None:
+def serve_maps(loaded: Loaded, listeners: Listeners, lifeline: int) -> None:
     """Be the socketmap worker, until told to leave; its clients connect again by themselves."""
     _watch(lifeline)
     store = AliasStore(loaded.config.store.url, loaded.config.store.timeout)
     threading.Thread(target=store.learn, daemon=True).start()
     # "Not found" makes the MTA refuse for good, so it has to be true now.
     maps = socketmap.Maps(make_decider(loaded, store.lookups_now))
-    server = socketmap.Server(listener.socket, maps)
+    server = socketmap.Server(listeners[Role.SOCKETMAP].socket, maps)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     signal.sigwait(_ENDS)
     server.shutdown()
 
 
-def serve_metrics(loaded: Loaded, listener: Listener, lifeline: int) -> None:
+def serve_metrics(loaded: Loaded, listeners: Listeners, lifeline: int) -> None:
     """Be the process that monitoring asks, until told to leave."""
     _watch(lifeline)
     config = loaded.config
     store = AliasStore(config.store.url, config.store.timeout)
-    pages = monitor.Monitor(heartbeat, config.milter.socket, store.ping)
-    server = monitor.Server(listener.socket, pages)
+    # The one that is open: a reload may have read of another, which takes a restart.
+    pages = monitor.Monitor(heartbeat, listeners[Role.MILTER].name, store.ping)
+    server = monitor.Server(listeners[Role.METRICS].socket, pages)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     signal.sigwait(_ENDS)
     server.shutdown()
 
 
-WORK: dict[Role, Callable[[Loaded, Listener, int], None]] = {
+WORK: dict[Role, Callable[[Loaded, Listeners, int], None]] = {
     Role.MILTER: serve_milter,
     Role.SOCKETMAP: serve_maps,
     Role.METRICS: serve_metrics,
