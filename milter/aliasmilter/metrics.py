@@ -254,10 +254,18 @@ def exposition(accept: str) -> tuple[str, bytes] | None:
     """
     if _folder is None:
         return None
+    encode, content_type = _encoder_for(accept)
+    return content_type, encode(_registry(_folder))
+
+
+def _encoder_for(accept: str) -> "tuple[Callable[[CollectorRegistry], bytes], str]":
+    """What the client asks for; the plain text format when nobody can read what it asks for."""
     from prometheus_client.exposition import choose_encoder  # noqa: PLC0415
 
-    encode, content_type = choose_encoder(accept)
-    return content_type, encode(_registry(_folder))
+    try:
+        return choose_encoder(accept)
+    except (TypeError, ValueError):  # a version that is no number
+        return choose_encoder("")
 
 
 def _registry(folder: Path) -> "CollectorRegistry":

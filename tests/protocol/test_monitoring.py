@@ -204,6 +204,17 @@ def test_prometheus_may_ask_for_openmetrics(measured: Daemon, port: int) -> None
     assert list(parser.text_string_to_metric_families(plain.text))
 
 
+@pytest.mark.parametrize("version", ["x", "1..0", "=;,"])
+def test_who_asks_for_a_version_that_is_none_gets_numbers_and_that_is_no_exception(
+    measured: Daemon, port: int, version: str
+) -> None:
+    reply = request(port, "/metrics", Accept=f"application/openmetrics-text; version={version}")
+    assert reply.status == 200
+    assert "alias_milter_sessions_total 0.0" in reply.text
+    assert scrape(port).value("exceptions_total") == 0
+    assert "Traceback" not in measured.log
+
+
 # Health
 
 
