@@ -91,6 +91,14 @@ def telling(self, name):
 Filter.__init__, Filter.helo = counted, telling
 """
 
+# Every worker that serves an MTA ends as soon as it is born.
+BORN_DEAD = """
+import os
+from aliasmilter.mta.worker import WORK, Role
+
+WORK[Role.MILTER] = lambda *_: os._exit(1)
+"""
+
 # While there is a file "full" beside this one, there is no process left.
 NO_FORK = """
 import errno, os, pathlib

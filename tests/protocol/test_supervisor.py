@@ -18,7 +18,7 @@ from tests.harness.ports import reserved_port
 from tests.harness.redis import RedisServer
 from tests.harness.wait import LabError, wait_until
 from tests.protocol.conftest import load_rules
-from tests.protocol.shim import NO_FORK, WAITS, ShimmedDaemon
+from tests.protocol.shim import BORN_DEAD, NO_FORK, WAITS, ShimmedDaemon
 
 Start = Callable[..., Daemon]
 
@@ -474,6 +474,18 @@ def test_the_watchdog_is_fed_while_the_supervisor_runs_and_a_worker_lives(
                     told(manager, b"WATCHDOG=")
         manager.settimeout(15)
         assert told(manager, b"WATCHDOG=") == b"WATCHDOG=1"
+
+
+def test_the_watchdog_is_not_fed_while_all_workers_die_at_once(
+    redis: RedisServer, manager: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WATCHDOG_USEC", "2000000")
+    monkeypatch.delenv("WATCHDOG_PID", raising=False)
+    with ShimmedDaemon(redis.url, BORN_DEAD, {"milter": {"workers": 1}}) as daemon:
+        seen = told(manager, b"WATCHDOG=", b"STATUS=1 of")
+        while daemon.log.count("worker died") < 4:
+            assert seen == b"STATUS=1 of 1 processes serve"
+            seen = told(manager, b"WATCHDOG=", b"STATUS=1 of")
 
 
 def test_a_watchdog_that_is_meant_for_another_process_is_not_fed(

@@ -41,6 +41,11 @@ class Worker:
     born: float
     core: int | None = None
 
+    @property
+    def is_newborn(self) -> bool:
+        """Whether it may still be one of those that die as soon as they are born."""
+        return time.monotonic() - self.born < RESPAWN_DELAY
+
 
 def run(path: Path) -> int:
     """Serve until SIGTERM or SIGINT; the exit status.
@@ -180,10 +185,12 @@ class Supervisor:
     def _report(self) -> None:
         """Say how we are: to the service manager, and to monitoring."""
         heartbeat.beat()
-        serving = Counter(w.role for w in (*self.workers.values(), *self._outdated.values()))
+        working = (*self.workers.values(), *self._outdated.values())
+        serving = Counter(worker.role for worker in working)
         for role in Role:
             metrics.workers.set(serving[role], role.value)
-        if serving[Role.MILTER]:
+        # Where all die at once there are some right after each attempt.
+        if any(worker.role is Role.MILTER and not worker.is_newborn for worker in working):
             self._watchdog.ping()
         missing = len(self._missing())
         status = f"{len(self.workers)} of {len(self.workers) + missing} processes serve"
@@ -217,7 +224,7 @@ class Supervisor:
                 continue
             log.get().error("worker died", pid=pid, status=os.waitstatus_to_exitcode(status))
             metrics.workers_died.inc(worker.role.value)
-            if time.monotonic() - worker.born < RESPAWN_DELAY:
+            if worker.is_newborn:
                 self._respawn_at = time.monotonic() + RESPAWN_DELAY
 
     def _reload(self) -> None:
