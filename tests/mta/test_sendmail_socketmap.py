@@ -10,6 +10,7 @@ import pytest
 from tests.harness.lab import Lab
 from tests.harness.sendmail import Sendmail
 from tests.harness.sendmail_document import blocks
+from tests.harness.smtp import Client
 from tests.harness.wait import wait_until
 
 ALICE = "alice@bank.example"
@@ -107,3 +108,14 @@ def test_the_daemon_away_is_a_temporary_failure_and_bounces_wait(lab: MapLab) ->
     lab.daemon.start()
     (bounce,) = lab.world.wait_for(ALICE)
     assert b"550 5.7.1 Not here" in bounce.content
+
+
+def test_a_session_that_has_asked_goes_on_over_a_reload_of_the_daemon(lab: MapLab) -> None:
+    with Client(lab.mta.port, xclient={}) as client:
+        assert client.command(f"MAIL FROM:<{ALICE}>").ok
+        assert client.command("RCPT TO:<sales@example.com>").ok
+        lab.daemon.reload()
+        wait_until(lambda: "reloaded" in lab.daemon.log, "the daemon has reloaded")
+        wait_until(lambda: len(lab.daemon.workers) <= 5, "the idle milter worker leaves", 15)
+        assert str(client.command(f"RCPT TO:<{BOB}>")).startswith("250")
+        assert str(client.command("RCPT TO:<nobody@example.com>")).startswith("550 5.1.1")

@@ -116,6 +116,38 @@ def test_tables_go_on_over_a_reload(start: Callable[..., Daemon]) -> None:
         assert mta.ask("relay-domains", "example.com") == "OK example.com"
 
 
+def test_a_connection_goes_on_over_a_reload_for_as_long_as_drain_says(
+    start: Callable[..., Daemon],
+) -> None:
+    daemon = start({**MAPS, "milter": {"workers": 1, "drain": 3.0}})
+    old = daemon.workers
+    with asking(daemon) as mta:
+        assert mta.ask("relay-domains", "example.com") == "OK example.com"
+        daemon.reload()
+        wait_until(lambda: "reloaded" in daemon.log, "the daemon has reloaded")
+        wait_until(lambda: len(set(old) & set(daemon.workers)) == 1, "the milter's worker leaves")
+        assert mta.ask("relay-domains", "example.com") == "OK example.com"
+        with asking(daemon) as other:
+            assert other.ask("relay-domains", "example.com") == "OK example.com"
+        wait_until(lambda: not set(old) & set(daemon.workers), "the other one leaves", 15)
+        assert mta.stream.read() == b""
+
+
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
+def test_a_connection_that_is_open_holds_up_no_stop_and_no_new_start(
+    start: Callable[..., Daemon], end: signal.Signals
+) -> None:
+    daemon = start({**MAPS, "milter": {"workers": 1}})
+    old = daemon.workers
+    with asking(daemon) as mta:
+        assert mta.ask("relay-domains", "example.com") == "OK example.com"
+        daemon.reload()
+        wait_until(lambda: "reloaded" in daemon.log, "the daemon has reloaded")
+        wait_until(lambda: len(set(old) & set(daemon.workers)) == 1, "the milter's worker leaves")
+        os.kill(daemon.pid, end)
+        assert mta.stream.read() == b""
+
+
 def test_the_socket_has_mode_and_group_of_the_milters(
     start: Callable[..., Daemon], a_group: tuple[str, int]
 ) -> None:

@@ -17,6 +17,7 @@ from structlog.testing import capture_logs
 from aliasmilter.forwarding.decider import Decider
 from aliasmilter.forwarding.srs import Rewriter
 from aliasmilter.mail.address import parse_address
+from aliasmilter.mta.activity import Activity
 from aliasmilter.mta.socketmap import MAX_REQUEST, Maps, Server, netstring, read_netstring
 from aliasmilter.routing.decision import Policy
 from tests.unit.fakes import Store
@@ -175,7 +176,7 @@ def connection() -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind("")  # an abstract name
         listener.listen()
-        server = Server(listener, maps())
+        server = Server(listener, maps(), Activity())
         thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
         thread.start()
         with socket.socket(socket.AF_UNIX) as client:

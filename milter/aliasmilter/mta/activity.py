@@ -21,7 +21,7 @@ class Part:
 
 
 class Activity:
-    """Knows the connections that have been negotiated and are open. For any number of threads."""
+    """Knows the connections that are open (and, for milters, negotiated). For any thread."""
 
     def __init__(self) -> None:
         self._parts: set[Part] = set()

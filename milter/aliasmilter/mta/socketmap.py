@@ -21,6 +21,7 @@ from aliasmilter.mail.address import (
     parse_domain,
 )
 from aliasmilter.mail.replies import Reason
+from aliasmilter.mta.activity import Activity
 from aliasmilter.mta.threaded import ThreadedServer
 from aliasmilter.routing.decision import Decision
 from aliasmilter.routing.lookup import Absent, Unavailable
@@ -28,7 +29,9 @@ from aliasmilter.routing.ownership import owners
 
 MAX_REQUEST = 10_000  # octets
 MAX_REPLY = 99_000  # octets; Postfix takes 100,000 with all that stands around them
-IDLE = 600.0  # seconds until a connection without requests is closed
+# Seconds until a connection without requests is closed: more than an MTA's session is silent
+# (Sendmail's Timeout.command and Timeout.datablock: an hour each), as Sendmail connects once.
+IDLE = 7500.0
 NOT_FOUND = "NOTFOUND "
 
 Answer = str | None
@@ -135,17 +138,27 @@ class Server(ThreadedServer):
     Args:
         listener: bound and listening.
         maps: what is served.
+        activity: knows the connections that are open.
     """
 
-    def __init__(self, listener: socket.socket, maps: Maps) -> None:
+    def __init__(self, listener: socket.socket, maps: Maps, activity: Activity) -> None:
         super().__init__(listener, _Handler)
         self.maps = maps
+        self._activity = activity
 
     def get_request(self) -> tuple[socket.socket, object]:
         """See ThreadedServer."""
         connection, peer = super().get_request()
         connection.settimeout(IDLE)
         return connection, peer
+
+    def process_request_thread(self, request: object, client_address: object) -> None:
+        """In the thread: answer until the connection ends."""
+        part = self._activity.begin()
+        try:
+            super().process_request_thread(request, client_address)  # type: ignore[arg-type]
+        finally:
+            self._activity.end(part)
 
     def handle_error(self, request: object, client_address: object) -> None:  # noqa: ARG002
         """A connection that breaks is the MTA's business; a bug is ours."""

@@ -86,14 +86,7 @@ def _leave(activity: Activity, listener: Listener, drain: float, service: Servic
     # libmilter's poll() holds the socket that it was called with, and looks again after five
     # seconds: until then whoever connects would wait for nobody.
     signal.pthread_kill(threading.main_thread().ident or 0, WAKE)
-    deadline = time.monotonic() + drain
-    quiet = 0
-    while quiet < 2 and time.monotonic() < deadline:
-        again = signal.sigtimedwait({LEAVE, FINISH}, SETTLE)
-        # Only what was sent: see _next_signal in server.py.
-        told = FINISH if again and again.si_signo == FINISH else told
-        busy = activity.transactions if told == FINISH else activity.sessions
-        quiet = 0 if busy else quiet + 1
+    _let_end(activity, told, drain)
     if activity.transactions:
         left = activity.transactions
         log.get().error("worker leaves messages unfinished", pid=os.getpid(), transactions=left)
@@ -103,17 +96,38 @@ def _leave(activity: Activity, listener: Listener, drain: float, service: Servic
     os._exit(0)
 
 
+def _let_end(activity: Activity, told: int, drain: float) -> None:
+    """Wait until what may go on has come to its end: all sessions, or with FINISH all messages."""
+    deadline = time.monotonic() + drain
+    quiet = 0
+    while quiet < 2 and time.monotonic() < deadline:
+        again = signal.sigtimedwait({LEAVE, FINISH}, SETTLE)
+        # Only what was sent: see _next_signal in server.py.
+        told = FINISH if again and again.si_signo == FINISH else told
+        busy = activity.transactions if told == FINISH else activity.sessions
+        quiet = 0 if busy else quiet + 1
+
+
 def serve_maps(loaded: Loaded, listeners: Listeners, lifeline: int) -> None:
-    """Be the socketmap worker, until told to leave; its clients connect again by themselves."""
+    """Be the socketmap worker, until told to leave.
+
+    Its connections may come to their end, as those of a milter worker: Postfix would connect
+    again, but Sendmail goes on with the one that it has, and every lookup for the rest of that
+    session would fail.
+    """
+    activity, listener = Activity(), listeners[Role.SOCKETMAP]
     _watch(lifeline)
     store = AliasStore(loaded.config.store.url, loaded.config.store.timeout)
     threading.Thread(target=store.learn, daemon=True).start()
     # "Not found" makes the MTA refuse for good, so it has to be true now.
     maps = socketmap.Maps(make_decider(loaded, store.lookups_now))
-    server = socketmap.Server(listeners[Role.SOCKETMAP].socket, maps)
+    server = socketmap.Server(listener.socket, maps, activity)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    signal.sigwait(_ENDS)
+    told = signal.sigwait(_ENDS)
     server.shutdown()
+    listener.close()
+    if told == LEAVE:
+        _let_end(activity, told, loaded.config.milter.drain)
 
 
 def serve_metrics(loaded: Loaded, listeners: Listeners, lifeline: int) -> None:
