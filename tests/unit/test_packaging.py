@@ -164,6 +164,16 @@ def test_unit_starts_the_daemon_and_does_not_retry_a_broken_configuration() -> N
     assert unit["RestartPreventExitStatus"] == "2"
 
 
+def test_the_mail_server_itself_starts_after_the_unit() -> None:
+    """Debian has instances: its postfix.service runs /bin/true, after them."""
+    before = dict(settings(UNIT))["Before"].split()
+    assert {"postfix.service", "sendmail.service"} <= set(before)
+    for instance in Path("/lib/systemd/system").glob("postfix@.service"):
+        unit = dict(settings(instance))
+        assert "postfix.service" in unit["Before"].split()
+        assert "postfix@-.service" in before
+
+
 def test_systemd_understands_the_unit(tmp_path: Path) -> None:
     # The command is not installed here: any command that is there takes its place.
     text = UNIT.read_text(encoding="utf-8")
