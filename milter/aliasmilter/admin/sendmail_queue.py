@@ -6,12 +6,12 @@ removed under the lock that Sendmail takes before it touches one.
 """
 
 import fcntl
-import glob
 import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from aliasmilter.admin.held import Held, QueueError, call, in_order, notes_of
@@ -88,14 +88,17 @@ class SendmailQueue:
         except OSError as error:
             raise QueueError(f"{self._file}: {error.strerror}") from error
         named = _FOLDER.search(text)
-        pattern = named[1] if named else "/var/spool/mqueue"
+        queue = Path(named[1] if named else "/var/spool/mqueue")
+        if "*" not in queue.name:
+            return [queue]
         # `/var/spool/mqueue/q*` stands for several queues, each of which may have qf and df apart.
-        return [Path(name) for name in sorted(glob.glob(pattern))]  # noqa: PTH207
+        return [place for place in _entries(queue.parent, queue.name) if place.is_dir()]
 
     def _controls(self, pattern: str) -> list[Path]:
-        places = [place for folder in self._folders() for place in (folder, folder / "qf")]
         try:
-            return [file for place in places if place.is_dir() for file in place.glob(pattern)]
+            places = [place for folder in self._folders() for place in (folder, folder / "qf")]
+            there = [place for place in places if place.name != "qf" or place.is_dir()]
+            return [file for place in there for file in _entries(place, pattern)]
         except OSError as error:
             raise QueueError(f"{error.filename}: {error.strerror}") from error
 
@@ -112,6 +115,11 @@ class SendmailQueue:
         name = f"df{control.name[2:]}"
         beside = control.parent.parent / "df" / name
         return beside if control.parent.name == "qf" and beside.exists() else control.parent / name
+
+
+def _entries(folder: Path, pattern: str) -> list[Path]:
+    """What is in a folder; raises OSError where glob would find nothing and not say why."""
+    return sorted(file for file in folder.iterdir() if fnmatchcase(file.name, pattern))
 
 
 @contextmanager
