@@ -307,12 +307,13 @@ def test_the_next_one_starts_while_the_workers_of_one_that_was_killed_finish_mes
             assert added(other) == ADDED
 
 
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
 @pytest.mark.parametrize("inet", [False, True], ids=["unix", "inet"])
-def test_nobody_waits_for_workers_that_leave(start: Start, inet: bool) -> None:
+def test_nobody_waits_for_workers_that_leave(start: Start, inet: bool, end: signal.Signals) -> None:
     daemon = start({"milter": {"workers": 1}}, inet=inet)
     with Mta(daemon.socket) as mta:
         mta.mail()
-        os.kill(daemon.pid, signal.SIGKILL)
+        os.kill(daemon.pid, end)
 
         def is_refused() -> bool:
             try:

@@ -83,7 +83,7 @@ class Supervisor:
     Attributes:
         path: the configuration file, read again on SIGHUP.
         loaded: what is in force.
-        listeners: the sockets, open for as long as the supervisor lives.
+        listeners: the sockets, open until the daemon is to stop.
         workers: by pid.
     """
 
@@ -122,8 +122,6 @@ class Supervisor:
         notify("STOPPING=1")
         logger.info("stopping", workers=len(self.workers))
         self._stop()
-        for listener in self.listeners.values():
-            listener.close()
         metrics.stop()
         logger.info("stopped")
         return 0
@@ -263,6 +261,9 @@ class Supervisor:
         left = {*self.workers, *self._outdated, *self._leaving}
         for pid in left:
             os.kill(pid, FINISH)
+        # The workers accept nothing more: whoever connects from now on would wait for nobody.
+        for listener in self.listeners.values():
+            listener.close()
         deadline = time.monotonic() + self.loaded.config.milter.drain + KILL_AFTER
         while left:
             if time.monotonic() > deadline:
