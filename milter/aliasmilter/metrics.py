@@ -290,7 +290,10 @@ class _Build:
 
 def _bind(folder: Path) -> None:
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
-    from prometheus_client import values  # noqa: PLC0415  # not before the variable is set
+    # Not before the variable is set; and all that is used later, while it is there: a new version
+    # may be installed in its place before we are started anew.
+    from prometheus_client import exposition, metrics_core, multiprocess, values  # noqa: F401, PLC0415
+    from prometheus_client.openmetrics import exposition as openmetrics  # noqa: F401, PLC0415
 
     values.ValueClass = values.MultiProcessValue(lambda: _slot)  # type: ignore[no-untyped-call]
     for metric in _declared:

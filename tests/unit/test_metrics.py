@@ -136,6 +136,20 @@ def test_all_series_are_there_at_0_and_the_room_taken_for_them_is_enough(tmp_pat
     assert set(values) == {"0.0"}
 
 
+def test_all_that_is_used_later_is_there_when_the_installation_is_replaced(tmp_path: Path) -> None:
+    code = STARTED + (
+        "sys.path[:] = []\n"
+        "sys.path_importer_cache.clear()\n"
+        "metrics.enter(1)\n"
+        "metrics.leave(1)\n"
+        "for accept in ('', 'application/openmetrics-text; version=1.0.0'):\n"
+        "    assert b'alias_milter_sessions_total' in metrics.exposition(accept)[1]\n"
+        "metrics.stop()\n"
+    )
+    done = python(code, RUNTIME_DIRECTORY=str(tmp_path))
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_slot_counts_on_where_its_last_holder_ended(tmp_path: Path) -> None:
     code = STARTED + (
         "import os\n"
