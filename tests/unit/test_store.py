@@ -19,10 +19,6 @@ from aliasmilter.store import redis as store_module
 from aliasmilter.store.deadline import Deadline
 from aliasmilter.store.link import Command, Door, Link, Reply
 from aliasmilter.store.questions import Asked, Questions
-from aliasmilter.store.redis import AliasStore
-
-
-from aliasmilter.store.questions import Asked
 from aliasmilter.store.redis import WITNESSES, AliasStore
 from aliasmilter.store.servers import Pool, Single
 from aliasmilter.store.snapshot import page

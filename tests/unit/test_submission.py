@@ -11,8 +11,6 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from aliasmilter.config import SubmissionSection
-
-
 from aliasmilter.forwarding.arc import POSTFIX, SENDMAIL, Transport
 from aliasmilter.forwarding.author import NoAuthorError, author_addresses
 from aliasmilter.forwarding.identity import MAX_IDS, Keeper, Token, answered, message_id
@@ -26,12 +24,8 @@ from aliasmilter.mta.submission import (
     disguised,
     make_submission,
 )
-from aliasmilter.mta.transaction import Edits, Verdict
-from aliasmilter.store.redis import AliasStore
-
-
-from aliasmilter.mta.submission import Answer, IdentityMode, Memory, Submission, disguised
 from aliasmilter.mta.transaction import Client, Edits, Verdict
+from aliasmilter.store.redis import AliasStore
 from tests.unit.fakes import Scene, Store
 
 RULES = {

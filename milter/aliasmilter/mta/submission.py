@@ -56,11 +56,11 @@ class Memory:
         if identifier is None:
             return
         tokens = [
-            self.keeper.token(identifier, mailbox, recipient.decision.address)
-            for recipient in recipients
-            if recipient.decision.reason is not Reason.SRS_REVERSED
-            for mailbox in owners(recipient.decision)
-            if mailbox.key != recipient.decision.address.key
+            self.keeper.token(identifier, mailbox, decision.address)
+            for decision in (recipient.decision for recipient in recipients)
+            if decision.reason is not Reason.SRS_REVERSED
+            for mailbox in owners(decision)
+            if mailbox != mailbox_of(decision)  # which it names itself
         ]
         if tokens:
             self.put(tokens)
