@@ -10,8 +10,8 @@ from aliasmilter.forwarding.srs import DAY
 from aliasmilter.forwarding.trace import HEADER as TRACE
 from aliasmilter.mail.address import parse_address
 from aliasmilter.mail.message import Message
+from aliasmilter.mta.admission import MAX_COPIES
 from aliasmilter.mta.quarantine import HEADER as NOTE
-from aliasmilter.mta.session import MAX_COPIES
 from aliasmilter.mta.transaction import Client, Edits
 from tests.unit.fakes import ALICE, SRS, Listener, Scene, Served, Store, sealing
 
