@@ -72,6 +72,7 @@ def test_any_hash_is_settings_or_a_rule_error(fields: dict[bytes, bytes]) -> Non
         ("bob@example.com vendor=Hub.example", Rule((BOB,), vendor="hub.example")),
         ("bob@example.com expires=2027-01-31", Rule((BOB,), expires=date(2027, 1, 31))),
         ("bob@example.com note=any = thing @all", Rule((BOB,), note="any = thing @all")),
+        ("bob@example.com,note=a, b", Rule((BOB,), note="a, b")),
         ('"john doe"@example.com', Rule((Address("john doe", "example.com"),))),
         (" bob@example.com\n", Rule((BOB,))),
     ],

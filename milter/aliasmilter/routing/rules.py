@@ -26,7 +26,7 @@ _MAX_CACHED = 2048  # octets: thousands of the longest rules would be gigabytes
 CATCH_ALL = "*"
 
 _WORD = re.compile(r'(?:[^\s,"]|"(?:[^"\\]|\\.)*")+|"')
-_NOTE = re.compile(r"(?:^|\s)note=", re.IGNORECASE)
+_NOTE = re.compile(r"(?:^|[\s,])note=", re.IGNORECASE)
 _DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _DELIMITER = re.compile(r"[!#$%&'*/=?^_`{|}~.+-]")
 
