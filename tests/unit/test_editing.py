@@ -469,6 +469,24 @@ def test_a_large_change_is_prepared_beside_and_put_in_place(
     ]
 
 
+def test_redis_is_asked_to_watch_a_few_keys_at_a_time(
+    run: Run, rules: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It compares each with all that are watched already, and answers no mail meanwhile."""
+    monkeypatch.setattr(editor, "DIRECT", 1)
+    rules.cli("CONFIG", "SET", "slowlog-max-len", "100000")
+    rules.cli("CONFIG", "SET", "slowlog-log-slower-than", "0")
+    file = "".join(f"a@d{number}.example,quarantine\n" for number in range(20))
+    arguments = ("import", "--create-domains", "--format", "csv", "-")
+    assert run(*arguments, stdin=file).exit_code == 0
+    client = editor.connect(rules.url, 1.0)
+    commands = [entry["command"].split() for entry in client.slowlog_get(-1)]
+    client.close()
+    watched = [len(keys) for name, *keys in commands if name == b"WATCH"]
+    assert sum(watched) >= 4 * 20  # domain:, alias:, block: and what was prepared
+    assert max(watched) <= 10
+
+
 @pytest.mark.parametrize("direct", [10_000, 1], ids=["directly", "prepared"])
 def test_a_change_leaves_the_lifetime_of_the_rules_as_it_is(
     run: Run, rules: RedisServer, monkeypatch: pytest.MonkeyPatch, direct: int

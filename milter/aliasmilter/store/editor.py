@@ -35,6 +35,9 @@ from aliasmilter.store.snapshot import Snapshot, octets
 
 DIRECT = 10_000  # fields that one transaction writes; about 50 ms
 _BATCH = 1000
+# Redis looks for each key among all that the connection watches already, which takes a
+# millisecond where these are 60,000: in between it has to answer the mail.
+_WATCHED = 10
 _STAGED_FOR = 3600  # seconds; what an import that was killed has prepared goes by itself
 
 Progress = Callable[[int], None]
@@ -203,7 +206,7 @@ class Editor:
     def __enter__(self) -> Self:
         self._pipeline = self._client.pipeline(transaction=True)
         try:
-            for keys in _batches(self._keys):
+            for keys in _batches(self._keys, _WATCHED):
                 self._pipeline.watch(*keys)
         except (RedisError, OSError) as error:
             self._pipeline.reset()
@@ -331,7 +334,7 @@ class Editor:
     def _require_staged(self, keys: Sequence[str]) -> None:
         """A transaction is not undone half-way: what it renames must be there, and stay."""
         try:
-            for some in _batches([staged_key(key, self._run) for key in keys]):
+            for some in _batches([staged_key(key, self._run) for key in keys], _WATCHED):
                 self._pipeline.watch(*some)
                 if self._pipeline.exists(*some) != len(some):
                     raise Conflict("what was prepared has been removed")
@@ -391,7 +394,7 @@ class Editor:
         return ("XADD", AUDIT_KEY, *limit, "*", *self._signature, *fields)
 
 
-def _batches(items: Iterable[_T]) -> Iterator[list[_T]]:
+def _batches(items: Iterable[_T], size: int = _BATCH) -> Iterator[list[_T]]:
     rest = iter(items)
-    while batch := list(islice(rest, _BATCH)):
+    while batch := list(islice(rest, size)):
         yield batch
